@@ -1,0 +1,248 @@
+//! Activations to sparse latents: pre-activations by `dot/1`, then exact selection.
+
+mod latents;
+mod select;
+pub(crate) mod simd;
+
+pub use latents::{Latents, LatentsMut, ROW_NOT_FINITE, ROW_TRUNCATED};
+pub use select::{RowOutcome, Selector};
+pub use simd::{Isa, Level as IsaLevel};
+
+use crate::activations::Activations;
+use crate::error::{Error, Result};
+use crate::float_env::FloatEnv;
+use crate::memory::Aligned;
+use crate::sae::{MatrixRef, Sae, Selection, padded};
+use crate::threads::Pool;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Tokens whose pre-activations exist at a time.
+const TILE_TOKENS: usize = 48;
+/// Rows that one thread takes at a time: a few cache lines of output, a first-level cache of weights.
+const BLOCK_ROWS: usize = 16;
+
+/// How an [`Encoder`] works.
+#[derive(Debug, Clone, Copy)]
+pub struct EncoderOptions {
+    /// Threads of a call, the caller's included. Never more are used, and few rows may use fewer.
+    pub threads: usize,
+}
+
+impl Default for EncoderOptions {
+    /// One thread: the caller's.
+    fn default() -> Self {
+        EncoderOptions { threads: 1 }
+    }
+}
+
+/// What an encode did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EncodeSummary {
+    /// Rows that were not finite and have no latents.
+    pub skipped_rows: usize,
+    /// Rows that had more active latents than could be kept.
+    pub truncated_rows: usize,
+}
+
+/// Turns activations into sparse latents. Holds its workspace and its threads: one per thread of the host.
+///
+/// Results are a function of token and model alone: batch size, row position, thread count and instruction set never
+/// change a bit. After the first call it allocates nothing.
+#[derive(Debug)]
+pub struct Encoder {
+    sae: Arc<Sae>,
+    isa: Isa,
+    pool: Pool,
+    /// One for each thread.
+    selectors: Vec<Selector>,
+    /// A tile of tokens widened to f32, `[TILE_TOKENS, padded(d_model)]`.
+    x: Aligned<f32>,
+    /// Their pre-activations, `[TILE_TOKENS, rows]`.
+    y: Aligned<f32>,
+    tile_tokens: usize,
+}
+
+impl Encoder {
+    /// An encoder for `sae`.
+    ///
+    /// # Errors
+    /// [`crate::Status::InvalidArgument`] for a thread count of 0 or above 1,024, [`crate::Status::OutOfMemory`],
+    /// [`crate::Status::Unsupported`] if `KRONSAE_ISA` forces an instruction set this CPU lacks.
+    pub fn new(sae: Arc<Sae>, options: EncoderOptions) -> Result<Self> {
+        Self::with_isa(sae, options, Isa::detect()?)
+    }
+
+    /// As [`Encoder::new`], on a given instruction set. Results do not depend on it; this is for tests and measurements.
+    ///
+    /// # Errors
+    /// As [`Encoder::new`].
+    pub fn with_isa(sae: Arc<Sae>, options: EncoderOptions, isa: Isa) -> Result<Self> {
+        let _env = FloatEnv::enter();
+        let pool = Pool::new(options.threads, "encode")?;
+        let config = sae.config();
+        let rows = config.encoder.rows();
+        let mut selectors = Vec::new();
+        for _ in 0..options.threads {
+            let threshold = sae.encoder().threshold.as_deref();
+            selectors.push(Selector::new(config.encoder, config.selection, threshold, isa)?);
+        }
+        // Very wide encoders take fewer tokens at a time, so that the workspace stays within some 16 MB.
+        let tile_tokens = ((4 << 20) / rows).clamp(6, TILE_TOKENS);
+        let x = Aligned::zeroed(tile_tokens * padded(config.d_model), "the encoder's tokens")?;
+        let y = Aligned::zeroed(tile_tokens * rows, "the encoder's pre-activations")?;
+        Ok(Encoder { isa, pool, selectors, x, y, tile_tokens, sae })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn sae(&self) -> &Arc<Sae> {
+        &self.sae
+    }
+
+    /// The instruction set in use.
+    #[must_use]
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Whether this process is a fork of the one that made the encoder; calls return [`crate::Status::Forked`] then.
+    #[must_use]
+    pub fn is_forked(&self) -> bool {
+        self.pool.is_forked()
+    }
+
+    /// Encodes a batch, row by row, into `out`.
+    ///
+    /// # Errors
+    /// [`crate::Status::InvalidArgument`] if the width is not the model's, the rows differ, or `out.capacity` is below
+    /// K (TopK selection; with a threshold, the first `capacity` are written). [`crate::Status::Forked`] in a child process.
+    pub fn encode(&mut self, x: Activations<'_>, out: &mut LatentsMut<'_>) -> Result<EncodeSummary> {
+        let config = self.sae.config();
+        check_width(x.d_model(), config.d_model)?;
+        out.check(x.rows())?;
+        if let Selection::TopK(k) = config.selection
+            && out.capacity() < k
+        {
+            return Err(Error::invalid(format!("latents: capacity {} is below K = {k}", out.capacity())));
+        }
+        let weight = self.sae.encoder().weight.as_ref();
+        let bias = &self.sae.encoder().bias;
+        let skipped = AtomicUsize::new(0);
+        let truncated = AtomicUsize::new(0);
+        let kron = matches!(config.encoder, crate::sae::Encoder::Kron { .. });
+        let (isa, tile_tokens, x_stride, rows) = (self.isa, self.tile_tokens, padded(weight.cols), weight.rows);
+        let tile_x = Shared::of(&mut self.x);
+        let tile_y = Shared::of(&mut self.y);
+        let selectors = Shared::of(&mut self.selectors);
+        let out = out.shared();
+
+        self.pool.run(&|worker| {
+            // SAFETY: each thread takes the selector of its own index.
+            let selector = unsafe { &mut selectors.slice(worker.index..worker.index + 1)[0] };
+            let mut start = 0;
+            while start < x.rows() {
+                let tokens = tile_tokens.min(x.rows() - start);
+                for t in worker.share(tokens, 1) {
+                    // SAFETY: shares are disjoint, and the barrier below separates these writes from all reads.
+                    x.widen_row(start + t, unsafe { tile_x.slice(t * x_stride..(t + 1) * x_stride) });
+                }
+                worker.wait();
+                let share = worker.share(rows, BLOCK_ROWS);
+                let mut block = share.start;
+                while block < share.end {
+                    let end = (block + BLOCK_ROWS).min(share.end);
+                    // SAFETY: nobody writes x between the two barriers; this thread alone writes its rows of y, whose
+                    // extent is tile_tokens * rows; the selectors read y after the next barrier.
+                    unsafe {
+                        let x = tile_x.read(0..tokens * x_stride);
+                        simd::pre_activations(isa, weight, bias, x, x_stride, tokens, block..end, tile_y.pointer(), rows);
+                    }
+                    block = end;
+                }
+                worker.wait();
+                for t in worker.share(tokens, 1) {
+                    // SAFETY: y is only read between this barrier and the next tile's first; each row of `out` belongs
+                    // to the one thread whose share it is in.
+                    unsafe {
+                        let outcome = selector.select(tile_y.read(t * rows..(t + 1) * rows));
+                        let flags = out.write_row(start + t, selector, outcome, kron);
+                        skipped.fetch_add(usize::from(flags & ROW_NOT_FINITE != 0), Ordering::Relaxed);
+                        truncated.fetch_add(usize::from(flags & ROW_TRUNCATED != 0), Ordering::Relaxed);
+                    }
+                }
+                // The next tile overwrites y, but only after the barrier behind the widening of x.
+                start += tokens;
+            }
+        })?;
+        Ok(EncodeSummary { skipped_rows: skipped.into_inner(), truncated_rows: truncated.into_inner() })
+    }
+}
+
+pub(crate) fn check_width(found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("activations have d_model {found}, the model expects {expected}")))
+}
+
+/// A mutable slice that the threads of one call divide among themselves.
+struct Shared<T> {
+    pointer: *mut T,
+    len: usize,
+}
+
+// SAFETY: handed to threads that take disjoint parts, as each use argues.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    fn of(slice: &mut [T]) -> Self {
+        Shared { pointer: slice.as_mut_ptr(), len: slice.len() }
+    }
+
+    fn pointer(&self) -> *mut T {
+        self.pointer
+    }
+
+    /// # Safety
+    /// Nobody else may access the range while the slice lives.
+    #[expect(clippy::mut_from_ref, reason = "exclusive by the caller's promise, as with a raw pointer")]
+    unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "part outside the slice");
+        // SAFETY: inside the slice this was made of; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(range.start), range.len()) }
+    }
+
+    /// # Safety
+    /// Nobody may write to the range while the slice lives.
+    unsafe fn read(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.len, "part outside the slice");
+        // SAFETY: inside the slice this was made of; unwritten by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.pointer.add(range.start), range.len()) }
+    }
+}
+
+/// Pre-activations of f32 tokens by `dot/1`, on the caller's thread: `out[t * out_stride + r]` for each row r of `rows`.
+///
+/// This is the linear stage alone, for the trainer and for tests. `x` holds tokens `x_stride` elements apart, a multiple
+/// of 16, zero-padded; `tokens` of them.
+///
+/// # Panics
+/// If a slice is too short for its shape.
+pub fn pre_activations(
+    isa: Isa,
+    weight: MatrixRef<'_>,
+    bias: &[f32],
+    x: &[f32],
+    x_stride: usize,
+    tokens: usize,
+    rows: Range<usize>,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    assert!(tokens == 0 || out.len() >= (tokens - 1) * out_stride + rows.end, "out is too short");
+    let _env = FloatEnv::enter();
+    // SAFETY: `out` is exclusive and long enough for every token and row.
+    unsafe { simd::pre_activations(isa, weight, bias, x, x_stride, tokens, rows, out.as_mut_ptr(), out_stride) }
+}

@@ -1,0 +1,129 @@
+//! What a trained sparse autoencoder is: config, weights, and the one file that holds them.
+
+mod config;
+mod file;
+mod weights;
+
+pub use config::{Config, Encoder, MAX_LATENTS, Selection};
+pub use file::{FORMAT, LoadOptions, ModelWriter, Which};
+pub use weights::{ElementsRef, Matrix, MatrixRef, padded};
+
+use crate::error::{Error, Result, Status};
+use crate::memory::Aligned;
+use std::path::Path;
+
+/// A trained sparse autoencoder, KronSAE or dense: immutable, shared by any number of threads (in an `Arc`).
+#[derive(Debug)]
+pub struct Sae {
+    config: Config,
+    encoder: EncoderWeights,
+    decoder: Option<DecoderWeights>,
+    calibration: Option<Calibration>,
+}
+
+/// The encoder's weights: `y = weight x + bias`.
+#[derive(Debug)]
+pub struct EncoderWeights {
+    /// W, `[rows, d_model]`: per head its m base rows, then its n extension rows; one row a latent when dense.
+    pub weight: Matrix,
+    /// b, `[rows]`.
+    pub bias: Aligned<f32>,
+    /// Thresholds latent by latent, `[F]` (dense JumpReLU), in place of the one theta.
+    pub threshold: Option<Aligned<f32>>,
+}
+
+/// The decoder's weights: `x_hat = s * sum of value * row + bias`.
+#[derive(Debug)]
+pub struct DecoderWeights {
+    /// D, `[F, d_model]`, rows of unit norm.
+    pub weight: Matrix,
+    /// b_dec, `[d_model]`, in raw activation units.
+    pub bias: Aligned<f32>,
+}
+
+/// How often and how strongly each latent fires on the calibration corpus, as the model file has it.
+#[derive(Debug)]
+pub struct Calibration {
+    /// Share of tokens on which the latent was active, `[F]`.
+    pub rate: Option<Aligned<f32>>,
+    /// Mean value where active, `[F]`; NaN where it never was.
+    pub mean: Option<Aligned<f32>>,
+    /// Quantiles of the value where active, `[F, levels]`; NaN where it never was.
+    pub quantiles: Option<Aligned<f32>>,
+    /// Number of quantile levels, Q.
+    pub levels: usize,
+}
+
+impl Sae {
+    /// Reads and validates the model file at `path`, all of it.
+    ///
+    /// # Errors
+    /// [`Status::Io`] if it cannot be read, [`Status::Format`] if it is not a valid model file (the message names the
+    /// file, what was found and what was expected), [`Status::OutOfMemory`].
+    ///
+    /// # Examples
+    /// ```no_run
+    /// let sae = kronsae::Sae::open("model.safetensors")?;
+    /// println!("{} latents over {} dimensions", sae.config().encoder.latents(), sae.config().d_model);
+    /// # Ok::<(), kronsae::Error>(())
+    /// ```
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, LoadOptions::default())
+    }
+
+    /// As [`Sae::open`], with options: whether to read the decoder, say.
+    ///
+    /// # Errors
+    /// As [`Sae::open`].
+    pub fn open_with(path: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
+        file::load(&crate::tensor_file::TensorFile::open(path.as_ref())?, options)
+    }
+
+    /// Reads and validates a model file held in memory. The bytes are copied; they may go afterwards.
+    ///
+    /// # Errors
+    /// As [`Sae::open`], without [`Status::Io`].
+    pub fn from_bytes(bytes: &[u8], options: LoadOptions) -> Result<Self> {
+        file::load(&crate::tensor_file::TensorFile::from_bytes("model bytes", bytes)?, options)
+    }
+
+    /// Shape, selection, units, origin.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The encoder's weights.
+    #[must_use]
+    pub fn encoder(&self) -> &EncoderWeights {
+        &self.encoder
+    }
+
+    /// The decoder's weights, if they were loaded.
+    #[must_use]
+    pub fn decoder(&self) -> Option<&DecoderWeights> {
+        self.decoder.as_ref()
+    }
+
+    /// The decoder's weights, or an error that says how to have them.
+    pub(crate) fn require_decoder(&self) -> Result<&DecoderWeights> {
+        self.decoder.as_ref().ok_or_else(|| {
+            Error::new(Status::Unsupported, "this Sae was opened encoder-only; open it with its decoder to decode or steer")
+        })
+    }
+
+    /// What the file knows of each latent's firing, if it was calibrated.
+    #[must_use]
+    pub fn calibration(&self) -> Option<&Calibration> {
+        self.calibration.as_ref()
+    }
+
+    /// The same weights with another selection: a calibrated threshold instead of TopK, say.
+    ///
+    /// # Errors
+    /// [`Status::InvalidArgument`] if K or `max_latents` is 0 or above F, or theta is negative or not finite.
+    pub fn with_selection(mut self, selection: Selection) -> Result<Self> {
+        self.config = self.config.with_selection(selection)?;
+        Ok(self)
+    }
+}
