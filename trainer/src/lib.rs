@@ -1,0 +1,4 @@
+//! The trainer of kronsae: recorded activations in, one model file out. The `kronsae` command is a thin shell over this.
+
+pub mod commands;
+pub mod data;
