@@ -87,7 +87,9 @@ impl<'a> Activations<'a> {
             return Ok(0);
         }
         let overflow = || {
-            Error::invalid(format!("activations: {rows} rows of {d_model} {dtype} at a stride of {row_stride} bytes overflow"))
+            Error::invalid(format!(
+                "activations: {rows} rows of {d_model} {dtype} at a stride of {row_stride} bytes overflow"
+            ))
         };
         (rows - 1)
             .checked_mul(row_stride)

@@ -1,11 +1,12 @@
 //! Latents to reconstruction, and steering.
 
 use crate::dtype::{Dtype, widen};
-use crate::encode::{Isa, check_width};
+use crate::encode::check_width;
 use crate::error::{Error, Result};
 use crate::float_env::FloatEnv;
 use crate::isa_fn;
 use crate::sae::{DecoderWeights, ElementsRef, Sae};
+use crate::simd::Isa;
 
 /// Sparse latents to decode, in the layout of [`crate::LatentsMut`].
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +23,12 @@ pub struct LatentsRef<'a> {
 
 impl<'a> From<&'a crate::Latents> for LatentsRef<'a> {
     fn from(latents: &'a crate::Latents) -> Self {
-        LatentsRef { counts: &latents.counts, indices: &latents.indices, values: &latents.values, capacity: latents.capacity }
+        LatentsRef {
+            counts: &latents.counts,
+            indices: &latents.indices,
+            values: &latents.values,
+            capacity: latents.capacity,
+        }
     }
 }
 
@@ -63,7 +69,10 @@ impl Sae {
         for (row, to) in out.chunks_exact_mut(d).take(rows).enumerate() {
             let count = latents.counts[row] as usize;
             if count > latents.capacity {
-                return Err(Error::invalid(format!("decode: count {count} of row {row} is above the capacity {}", latents.capacity)));
+                return Err(Error::invalid(format!(
+                    "decode: count {count} of row {row} is above the capacity {}",
+                    latents.capacity
+                )));
             }
             to.fill(0.0);
             let range = row * latents.capacity..row * latents.capacity + count;
@@ -98,7 +107,9 @@ impl Sae {
         crate::Activations::from_bytes(bytes, dtype, rows, d_model, row_stride)?;
         let row_bytes = d_model * dtype.size();
         if rows > 1 && row_stride < row_bytes {
-            return Err(Error::invalid(format!("steer: a stride of {row_stride} bytes makes rows of {row_bytes} bytes overlap")));
+            return Err(Error::invalid(format!(
+                "steer: a stride of {row_stride} bytes makes rows of {row_bytes} bytes overlap"
+            )));
         }
         // SAFETY: rows lie inside `bytes`, which is exclusively borrowed, and do not overlap.
         unsafe { self.steer_raw(bytes.as_mut_ptr(), dtype, rows, d_model, row_stride, terms) }
@@ -125,7 +136,10 @@ impl Sae {
         let decoder = self.require_decoder()?;
         terms.iter().try_for_each(|term| self.check_latent(term.latent))?;
         if let Some(term) = terms.iter().find(|term| !term.coefficient.is_finite()) {
-            return Err(Error::invalid(format!("steer: the coefficient of latent {} is {}", term.latent, term.coefficient)));
+            return Err(Error::invalid(format!(
+                "steer: the coefficient of latent {} is {}",
+                term.latent, term.coefficient
+            )));
         }
         let isa = Isa::detect()?;
         let _env = FloatEnv::enter();
@@ -196,10 +210,18 @@ fn narrow(dtype: Dtype, values: &[f32], out: &mut [u8]) {
     match dtype {
         Dtype::F32 => out.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes()),
         Dtype::F16 => {
-            out.as_chunks_mut::<2>().0.iter_mut().zip(values).for_each(|(o, v)| *o = half::f16::from_f32(*v).to_le_bytes());
+            out.as_chunks_mut::<2>()
+                .0
+                .iter_mut()
+                .zip(values)
+                .for_each(|(o, v)| *o = half::f16::from_f32(*v).to_le_bytes());
         }
         Dtype::Bf16 => {
-            out.as_chunks_mut::<2>().0.iter_mut().zip(values).for_each(|(o, v)| *o = half::bf16::from_f32(*v).to_le_bytes());
+            out.as_chunks_mut::<2>()
+                .0
+                .iter_mut()
+                .zip(values)
+                .for_each(|(o, v)| *o = half::bf16::from_f32(*v).to_le_bytes());
         }
     }
 }

@@ -39,15 +39,17 @@ mod encode;
 mod error;
 mod float_env;
 mod memory;
+mod simd;
 
 pub use activations::Activations;
 pub use decode::{LatentsRef, SteerTerm};
 pub use dtype::Dtype;
 pub use encode::{
-    EncodeSummary, Encoder, EncoderOptions, Isa, IsaLevel, Latents, LatentsMut, ROW_NOT_FINITE, ROW_TRUNCATED, RowOutcome, Selector,
+    EncodeSummary, Encoder, EncoderOptions, Latents, LatentsMut, ROW_NOT_FINITE, ROW_TRUNCATED, RowOutcome, Selector,
     pre_activations,
 };
 pub use error::{Error, Result, Status};
 pub use float_env::FloatEnv;
 pub use memory::{ALIGNMENT, Aligned};
 pub use sae::Sae;
+pub use simd::{Isa, Level as IsaLevel, Term, gathered_dots, gathered_sum};

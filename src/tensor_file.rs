@@ -67,16 +67,22 @@ impl<'a> TensorFile<'a> {
     fn validate(name: String, source: Source<'a>, len: u64) -> Result<TensorFile<'a>> {
         let bad = |what: String| Error::format(format!("{name}: {what}"));
         if len < 8 {
-            return Err(bad(format!("{len} bytes are too few for a safetensors file, which starts with an 8-byte header length")));
+            return Err(bad(format!(
+                "{len} bytes are too few for a safetensors file, which starts with an 8-byte header length"
+            )));
         }
         let mut prefix = [0_u8; 8];
         read_at(&name, &source, 0, &mut prefix, "the header length")?;
         let header_len = u64::from_le_bytes(prefix);
         if header_len > MAX_HEADER_BYTES {
-            return Err(bad(format!("header length {header_len} is over the limit of {MAX_HEADER_BYTES} bytes; not a safetensors file?")));
+            return Err(bad(format!(
+                "header length {header_len} is over the limit of {MAX_HEADER_BYTES} bytes; not a safetensors file?"
+            )));
         }
         if header_len > len - 8 {
-            return Err(bad(format!("header length {header_len} goes past the end of the file ({len} bytes); truncated?")));
+            return Err(bad(format!(
+                "header length {header_len} goes past the end of the file ({len} bytes); truncated?"
+            )));
         }
         let header_size = usize::try_from(header_len).map_err(|_| bad("header does not fit memory".to_owned()))?;
         let mut header_bytes = crate::memory::try_vec(header_size, 0_u8, "a file header")?;
@@ -86,7 +92,9 @@ impl<'a> TensorFile<'a> {
             serde_json::from_slice(&header_bytes).map_err(|e| bad(format!("not a valid safetensors header: {e}")))?;
         let (held, said) = (len - 8 - header_len, header.data_len() as u64);
         if held != said {
-            return Err(bad(format!("the header describes {said} bytes of tensors, the file holds {held}; truncated or damaged")));
+            return Err(bad(format!(
+                "the header describes {said} bytes of tensors, the file holds {held}; truncated or damaged"
+            )));
         }
         Ok(TensorFile { name, source, data_start: 8 + header_len, header })
     }

@@ -3,6 +3,8 @@
 
 use crate::error::{Error, Result, Status};
 use crate::float_env::FloatEnv;
+use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -133,7 +135,9 @@ impl Pool {
             let worker = std::thread::Builder::new()
                 .name(format!("kronsae-{purpose}-{index}"))
                 .spawn(move || work(&shared, index, threads))
-                .map_err(|e| Error::new(Status::OutOfMemory, format!("cannot start thread {index} of {threads}: {e}")))?;
+                .map_err(|e| {
+                    Error::new(Status::OutOfMemory, format!("cannot start thread {index} of {threads}: {e}"))
+                })?;
             pool.workers.push(worker);
         }
         Ok(pool)
@@ -161,7 +165,10 @@ impl Pool {
     /// With the caller's panic, or with one of its own if another thread panicked.
     pub fn run(&mut self, job: &(dyn Fn(Worker<'_>) + Sync)) -> Result<()> {
         if self.is_forked() {
-            return Err(Error::new(Status::Forked, "this object was made before fork(); make a new one in the child process"));
+            return Err(Error::new(
+                Status::Forked,
+                "this object was made before fork(); make a new one in the child process",
+            ));
         }
         let count = self.threads();
         let barrier = &self.shared.barrier;
@@ -171,7 +178,10 @@ impl Pool {
             // SAFETY: only the lifetime is erased; this function does not return before `running` is 0 again, and a
             // worker does not touch the job after it has counted itself out.
             let job = unsafe {
-                std::mem::transmute::<*const (dyn Fn(Worker<'_>) + Sync + '_), *const (dyn Fn(Worker<'_>) + Sync + 'static)>(job)
+                std::mem::transmute::<
+                    *const (dyn Fn(Worker<'_>) + Sync + '_),
+                    *const (dyn Fn(Worker<'_>) + Sync + 'static),
+                >(job)
             };
             let mut state = lock(&self.shared);
             state.call += 1;
@@ -281,6 +291,59 @@ impl Drop for SignalsBlocked {
         unsafe {
             libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut());
         }
+    }
+}
+
+/// A mutable slice that the threads of one call divide among themselves.
+#[derive(Debug)]
+pub struct Shared<'a, T> {
+    pointer: *mut T,
+    len: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: handed to threads that take disjoint parts, as each use argues.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    /// The slice, to be divided.
+    pub fn of(slice: &'a mut [T]) -> Self {
+        Shared { pointer: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
+    }
+
+    /// The start of the slice.
+    #[must_use]
+    pub fn pointer(&self) -> *mut T {
+        self.pointer
+    }
+
+    /// A part of the slice, for this thread alone.
+    ///
+    /// # Panics
+    /// If the range is outside.
+    ///
+    /// # Safety
+    /// Nobody else may access the range while the slice lives.
+    #[expect(clippy::mut_from_ref, reason = "exclusive by the caller's promise, as with a raw pointer")]
+    #[must_use]
+    pub unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "part outside the slice");
+        // SAFETY: inside the slice this was made of; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(range.start), range.len()) }
+    }
+
+    /// A part of the slice, to read.
+    ///
+    /// # Panics
+    /// If the range is outside.
+    ///
+    /// # Safety
+    /// Nobody may write to the range while the slice lives.
+    #[must_use]
+    pub unsafe fn read(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.len, "part outside the slice");
+        // SAFETY: inside the slice this was made of; unwritten by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.pointer.add(range.start), range.len()) }
     }
 }
 

@@ -38,7 +38,12 @@ fn assert_matches_naive(sae: Sae, x: &[f32]) {
                     for row in 0..latents.rows() {
                         let wanted = &expected[c * chunk + row];
                         let wanted_bits: Vec<_> = wanted.iter().flatten().map(|(f, v)| (*f, v.to_bits())).collect();
-                        assert_eq!(bits(&latents, row), wanted_bits, "{} {threads} threads, chunks of {chunk}", isa.name());
+                        assert_eq!(
+                            bits(&latents, row),
+                            wanted_bits,
+                            "{} {threads} threads, chunks of {chunk}",
+                            isa.name()
+                        );
                         assert_eq!(latents.flags[row] & ROW_NOT_FINITE != 0, wanted.is_none());
                     }
                 }
@@ -49,7 +54,11 @@ fn assert_matches_naive(sae: Sae, x: &[f32]) {
 
 fn shapes() -> impl Strategy<Value = Shape> {
     prop_oneof![
-        (1_usize..40, 1_usize..6, 1_usize..9).prop_map(|(heads, base, extension)| Shape::Kron { heads, base, extension }),
+        (1_usize..40, 1_usize..6, 1_usize..9).prop_map(|(heads, base, extension)| Shape::Kron {
+            heads,
+            base,
+            extension
+        }),
         Just(Shape::Kron { heads: 37, base: 4, extension: 4 }),
         Just(Shape::Kron { heads: 9, base: 8, extension: 8 }),
         Just(Shape::Kron { heads: 2, base: 20, extension: 30 }),
@@ -212,7 +221,13 @@ fn dtypes_and_strides_of_activations() {
 fn a_host_that_flushes_denormals_changes_nothing() {
     let mut rng = Rng(17);
     let d = 33;
-    let sae = Arc::new(random_sae(Shape::Kron { heads: 20, base: 3, extension: 3 }, d, Selection::TopK(8), Dtype::F32, &mut rng));
+    let sae = Arc::new(random_sae(
+        Shape::Kron { heads: 20, base: 3, extension: 3 },
+        d,
+        Selection::TopK(8),
+        Dtype::F32,
+        &mut rng,
+    ));
     let x: Vec<f32> = rng.vec(d * 9).iter().map(|v| v * 1e-38).collect();
     let mut encoder = Encoder::new(Arc::clone(&sae), EncoderOptions { threads: 2 }).unwrap();
     let usual = encode(&mut encoder, &x, 9);

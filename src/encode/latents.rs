@@ -61,7 +61,9 @@ impl<'a> LatentsMut<'a> {
             ("row flags", optional(self.flags.as_ref().map(|f| f.len())), rows),
         ] {
             if found < expected {
-                return Err(Error::invalid(format!("latents: {what} has room for {found} entries, {rows} rows need {expected}")));
+                return Err(Error::invalid(format!(
+                    "latents: {what} has room for {found} entries, {rows} rows need {expected}"
+                )));
             }
         }
         if self.capacity == 0 && rows > 0 {

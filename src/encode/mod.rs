@@ -2,18 +2,17 @@
 
 mod latents;
 mod select;
-pub(crate) mod simd;
 
 pub use latents::{Latents, LatentsMut, ROW_NOT_FINITE, ROW_TRUNCATED};
 pub use select::{RowOutcome, Selector};
-pub use simd::{Isa, Level as IsaLevel};
 
 use crate::activations::Activations;
 use crate::error::{Error, Result};
 use crate::float_env::FloatEnv;
 use crate::memory::Aligned;
 use crate::sae::{MatrixRef, Sae, Selection, padded};
-use crate::threads::Pool;
+use crate::simd::{self, Isa};
+use crate::threads::{Pool, Shared};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -157,7 +156,17 @@ impl Encoder {
                     // extent is tile_tokens * rows; the selectors read y after the next barrier.
                     unsafe {
                         let x = tile_x.read(0..tokens * x_stride);
-                        simd::pre_activations(isa, weight, bias, x, x_stride, tokens, block..end, tile_y.pointer(), rows);
+                        simd::pre_activations(
+                            isa,
+                            weight,
+                            bias,
+                            x,
+                            x_stride,
+                            tokens,
+                            block..end,
+                            tile_y.pointer(),
+                            rows,
+                        );
                     }
                     block = end;
                 }
@@ -185,42 +194,6 @@ pub(crate) fn check_width(found: usize, expected: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid(format!("activations have d_model {found}, the model expects {expected}")))
-}
-
-/// A mutable slice that the threads of one call divide among themselves.
-struct Shared<T> {
-    pointer: *mut T,
-    len: usize,
-}
-
-// SAFETY: handed to threads that take disjoint parts, as each use argues.
-unsafe impl<T: Send> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn of(slice: &mut [T]) -> Self {
-        Shared { pointer: slice.as_mut_ptr(), len: slice.len() }
-    }
-
-    fn pointer(&self) -> *mut T {
-        self.pointer
-    }
-
-    /// # Safety
-    /// Nobody else may access the range while the slice lives.
-    #[expect(clippy::mut_from_ref, reason = "exclusive by the caller's promise, as with a raw pointer")]
-    unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
-        assert!(range.start <= range.end && range.end <= self.len, "part outside the slice");
-        // SAFETY: inside the slice this was made of; exclusive by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(range.start), range.len()) }
-    }
-
-    /// # Safety
-    /// Nobody may write to the range while the slice lives.
-    unsafe fn read(&self, range: Range<usize>) -> &[T] {
-        assert!(range.start <= range.end && range.end <= self.len, "part outside the slice");
-        // SAFETY: inside the slice this was made of; unwritten by the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.pointer.add(range.start), range.len()) }
-    }
 }
 
 /// Pre-activations of f32 tokens by `dot/1`, on the caller's thread: `out[t * out_stride + r]` for each row r of `rows`.

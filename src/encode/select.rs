@@ -6,11 +6,11 @@
 //! contributes at least its maximum, which precedes every latent of any other head. Their products below the smallest
 //! of those maxima are out as well.
 
-use super::Isa;
 use crate::error::Result;
 use crate::isa_fn;
 use crate::memory::try_vec;
 use crate::sae::{Encoder, Selection};
+use crate::simd::Isa;
 
 /// What became of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,9 +40,15 @@ pub struct Selector {
 enum Rule {
     TopK(usize),
     /// Active iff the value (product, dense: y) is at least `floor`; at most `max_latents` are kept.
-    Threshold { floor: f32, max_latents: usize },
+    Threshold {
+        floor: f32,
+        max_latents: usize,
+    },
     /// Dense only: a floor for each latent.
-    PerLatent { floors: Vec<f32>, max_latents: usize },
+    PerLatent {
+        floors: Vec<f32>,
+        max_latents: usize,
+    },
 }
 
 /// A candidate as one integer, so that ascending integer order is the order of the format: the complement of the
@@ -186,7 +192,8 @@ impl Selector {
         };
         // The list of heads is replaced by the list of products, which grows behind it.
         let taken = self.keys.len();
-        let mut products = Products { keys: &mut self.keys, start: taken, most: k, floor, keep: floor, counting, active: 0 };
+        let mut products =
+            Products { keys: &mut self.keys, start: taken, most: k, floor, keep: floor, counting, active: 0 };
         for at in 0..taken {
             let head = index_of(products.keys[at]);
             products.push_head(&y[head * (m + n)..][..m + n], head * m * n, m);

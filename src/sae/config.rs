@@ -199,9 +199,7 @@ impl Config {
         };
         let d_model = extent(&json, "d_model")?;
         let output_scale = if json.contains_key("output_scale") { number(&json, "output_scale")? } else { 1.0 };
-        Config { encoder, d_model, selection, output_scale, json }
-            .validate()
-            .map_err(|e| bad(e.message().to_owned()))
+        Config { encoder, d_model, selection, output_scale, json }.validate().map_err(|e| bad(e.message().to_owned()))
     }
 
     /// The `config` string of a model file: the known keys first, then all that were kept.

@@ -108,7 +108,10 @@ impl Sae {
     /// The decoder's weights, or an error that says how to have them.
     pub(crate) fn require_decoder(&self) -> Result<&DecoderWeights> {
         self.decoder.as_ref().ok_or_else(|| {
-            Error::new(Status::Unsupported, "this Sae was opened encoder-only; open it with its decoder to decode or steer")
+            Error::new(
+                Status::Unsupported,
+                "this Sae was opened encoder-only; open it with its decoder to decode or steer",
+            )
         })
     }
 

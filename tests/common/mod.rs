@@ -49,7 +49,12 @@ pub fn dot1(w: &[f32], x: &[f32], bias: f32) -> f32 {
 /// Every latent of one token, in the order of the format: (index, value). `None` for a row that is not finite.
 ///
 /// Forms all F products, as the library never does.
-pub fn naive_select(y: &[f32], encoder: Encoder, selection: Selection, thresholds: Option<&[f32]>) -> Option<Vec<(u32, f32)>> {
+pub fn naive_select(
+    y: &[f32],
+    encoder: Encoder,
+    selection: Selection,
+    thresholds: Option<&[f32]>,
+) -> Option<Vec<(u32, f32)>> {
     if y.iter().any(|v| v.is_nan() || *v == f32::INFINITY) {
         return None;
     }

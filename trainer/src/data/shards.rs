@@ -247,9 +247,13 @@ impl Dataset {
             shard.file.read(TEXT_OFFSETS, from * 8, &mut bytes)?;
             let offsets: Vec<_> = bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
             let held = shard.file.require(TEXT)?.bytes;
-            let sound = offsets.is_sorted() && offsets[0] >= 0 && usize::try_from(offsets[rows]).is_ok_and(|end| end <= held);
+            let sound =
+                offsets.is_sorted() && offsets[0] >= 0 && usize::try_from(offsets[rows]).is_ok_and(|end| end <= held);
             if !sound {
-                return Err(Error::format(format!("{}: `{TEXT_OFFSETS}` are not ascending or leave `{TEXT}`", shard.file.name())));
+                return Err(Error::format(format!(
+                    "{}: `{TEXT_OFFSETS}` are not ascending or leave `{TEXT}`",
+                    shard.file.name()
+                )));
             }
             let (first, last) = (offsets[0] as usize, offsets[rows] as usize);
             let base = text.bytes.len();

@@ -108,6 +108,10 @@ trait F32x16: Copy {
     unsafe fn load(from: *const f32) -> Self;
     /// 16 bf16 from any address, widened.
     unsafe fn load_bf16(from: *const u16) -> Self;
+    /// Writes the 16 lanes to any address.
+    unsafe fn store(self, to: *mut f32);
+    /// The same value in all lanes.
+    unsafe fn splat(value: f32) -> Self;
     /// `self * by + to`, rounded once, in each lane.
     unsafe fn fma(self, by: Self, to: Self) -> Self;
     /// As `fma` in the first `lanes` lanes; the others keep `to`.
@@ -299,6 +303,126 @@ pub(crate) unsafe fn pre_activations(
     }
 }
 
+/// One term of a sparse combination of rows: which row, and how much of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Term {
+    /// Index of the row.
+    pub row: u32,
+    /// Its coefficient.
+    pub coefficient: f32,
+}
+
+/// `out += sum of coefficient * rows[row]`, term by term in order, one rounding each.
+///
+/// # Safety
+/// `V`'s instruction set is available; every term's row lies inside `rows`; `out` is no longer than the stride and both
+/// are multiples of 16.
+#[inline(always)]
+unsafe fn gathered_sum_body<V: F32x16>(rows: &[f32], stride: usize, terms: &[Term], out: &mut [f32]) {
+    // SAFETY: columns at..at + 16 * N are inside `out` and so inside each row; the caller vouches for the rows.
+    unsafe {
+        let mut at = 0;
+        macro_rules! block {
+            ($n:literal) => {
+                while at + 16 * $n <= out.len() {
+                    let to = out.as_mut_ptr().add(at);
+                    let mut acc = [V::zero(); $n];
+                    for v in 0..$n {
+                        acc[v] = V::load(to.add(16 * v));
+                    }
+                    for term in terms {
+                        let row = rows.as_ptr().add(term.row as usize * stride + at);
+                        let coefficient = V::splat(term.coefficient);
+                        for v in 0..$n {
+                            acc[v] = V::load(row.add(16 * v)).fma(coefficient, acc[v]);
+                        }
+                    }
+                    for v in 0..$n {
+                        acc[v].store(to.add(16 * v));
+                    }
+                    at += 16 * $n;
+                }
+            };
+        }
+        // Blocks of a width that stays in registers on every instruction set.
+        block!(6);
+        block!(1);
+    }
+}
+
+/// `out[i] = rows[picks[i]] . x`, each by the accumulators and the tree of `dot/1`.
+///
+/// # Safety
+/// `V`'s instruction set is available; every pick's row lies inside `rows`; `x` is no longer than the stride and both are
+/// multiples of 16; `out` is as long as `picks`.
+#[inline(always)]
+unsafe fn gathered_dots_body<V: F32x16>(rows: &[f32], stride: usize, picks: &[u32], x: &[f32], out: &mut [f32]) {
+    // SAFETY: the caller's promise; loads are at multiples of 16 below x.len().
+    unsafe {
+        for (picks, out) in picks.chunks(4).zip(out.chunks_mut(4)) {
+            // A short last group repeats its first row; the surplus is dropped below.
+            let row = |i: usize| rows.as_ptr().add(*picks.get(i).unwrap_or(&picks[0]) as usize * stride);
+            let from = [row(0), row(1), row(2), row(3)];
+            let mut acc = [V::zero(); 4];
+            let mut at = 0;
+            while at < x.len() {
+                let x = V::load(x.as_ptr().add(at));
+                for r in 0..4 {
+                    acc[r] = V::load(from[r].add(at)).fma(x, acc[r]);
+                }
+                at += 16;
+            }
+            out.copy_from_slice(&V::sum4(acc)[..out.len()]);
+        }
+    }
+}
+
+fn check_rows(rows: &[f32], stride: usize, width: usize, mut picks: impl Iterator<Item = u32>) {
+    assert!(width <= stride && stride.is_multiple_of(16) && width.is_multiple_of(16), "rows are not padded");
+    let count = rows.len() / stride.max(1);
+    assert!(picks.all(|row| (row as usize) < count), "a row outside the matrix");
+}
+
+/// `out += sum of coefficient * rows[row]`: sparse decoding, and the sparse sums of the backward pass.
+///
+/// Terms are added in order, each with one rounding, so that the bits depend on nothing but the arguments. `rows` are
+/// `stride` elements apart; `stride` and the length of `out` are multiples of 16.
+///
+/// # Panics
+/// If a row is outside `rows` or a length is not a multiple of 16.
+pub fn gathered_sum(isa: Isa, rows: &[f32], stride: usize, terms: &[Term], out: &mut [f32]) {
+    check_rows(rows, stride, out.len(), terms.iter().map(|t| t.row));
+    // SAFETY: an Isa is proof of its instruction set; rows and widths were just checked.
+    unsafe {
+        match isa.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => x86::avx512_sum(rows, stride, terms, out),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => x86::avx2_sum(rows, stride, terms, out),
+            _ => portable::sum(rows, stride, terms, out),
+        }
+    }
+}
+
+/// `out[i] = rows[picks[i]] . x`: the gradient of sparse latents' values, for one token.
+///
+/// # Panics
+/// If a row is outside `rows`, a length is not a multiple of 16, or `out` is not as long as `picks`.
+pub fn gathered_dots(isa: Isa, rows: &[f32], stride: usize, picks: &[u32], x: &[f32], out: &mut [f32]) {
+    check_rows(rows, stride, x.len(), picks.iter().copied());
+    assert_eq!(picks.len(), out.len(), "as many results as rows");
+    // SAFETY: an Isa is proof of its instruction set; rows and widths were just checked.
+    unsafe {
+        match isa.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => x86::avx512_dots(rows, stride, picks, x, out),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => x86::avx2_dots(rows, stride, picks, x, out),
+            _ => portable::dots(rows, stride, picks, x, out),
+        }
+    }
+}
+
 /// Defines a function compiled once for each instruction set: its body is inlined into wrappers that enable them, so
 /// that the compiler vectorises it and `f32::mul_add` becomes one instruction. The [`Isa`] is a new first argument.
 ///
@@ -332,6 +456,39 @@ macro_rules! isa_fn {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gathered_kernels_agree_on_every_isa() {
+        let value = |i: usize| ((i * 7919) % 1000) as f32 / 500.0 - 1.0;
+        for width in [16, 48, 96, 112, 208] {
+            let rows: Vec<f32> = (0..9 * width).map(value).collect();
+            let x: Vec<f32> = (0..width).map(|i| value(i + 31)).collect();
+            let picks = [8, 0, 3, 3, 7, 1, 2];
+            let terms: Vec<Term> =
+                picks.iter().map(|&row| Term { row, coefficient: value(row as usize * 13) }).collect();
+            let mut sum = x.clone();
+            for term in &terms {
+                for (s, r) in sum.iter_mut().zip(&rows[term.row as usize * width..]) {
+                    *s = r.mul_add(term.coefficient, *s);
+                }
+            }
+            let exact =
+                |row: u32| (0..width).map(|i| f64::from(rows[row as usize * width + i]) * f64::from(x[i])).sum::<f64>();
+            for isa in Isa::available() {
+                let mut out = x.clone();
+                gathered_sum(isa, &rows, width, &terms, &mut out);
+                assert_eq!(out, sum, "{}", isa.name());
+                let mut dots = vec![0.0; picks.len()];
+                gathered_dots(isa, &rows, width, &picks, &x, &mut dots);
+                let mut portable = vec![0.0; picks.len()];
+                gathered_dots(Isa(Level::Portable), &rows, width, &picks, &x, &mut portable);
+                assert_eq!(dots, portable);
+                for (dot, &row) in dots.iter().zip(&picks) {
+                    assert!((f64::from(*dot) - exact(row)).abs() < 1e-5);
+                }
+            }
+        }
+    }
 
     #[test]
     fn forced_choice() {

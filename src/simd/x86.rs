@@ -1,6 +1,6 @@
 //! The x86-64 instruction sets: 16 lanes as two AVX registers or one AVX-512 register.
 
-use super::{F32x16, Tile, rows_by_tokens};
+use super::{F32x16, Term, Tile, gathered_dots_body, gathered_sum_body, rows_by_tokens};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -26,6 +26,16 @@ impl F32x16 for Avx512 {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
         }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: see the impl; the caller vouches for 16 writable elements.
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: see the impl.
+        Avx512(unsafe { _mm512_set1_ps(value) })
     }
     #[inline(always)]
     unsafe fn fma(self, by: Self, to: Self) -> Self {
@@ -85,6 +95,19 @@ impl F32x16 for Avx2 {
             };
             Avx2(widen(from), widen(from.add(8)))
         }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: see the impl; the caller vouches for 16 writable elements.
+        unsafe {
+            _mm256_storeu_ps(to, self.0);
+            _mm256_storeu_ps(to.add(8), self.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Avx2(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
     }
     #[inline(always)]
     unsafe fn fma(self, by: Self, to: Self) -> Self {
@@ -153,3 +176,25 @@ wrapper!(avx512_bf16, Avx512, u16, 4 x 6, "avx512f,avx512bw,avx512dq,avx512vl,av
 // 2 x 2 accumulators of two registers, 2 weights and one x of two fill 14 of 16.
 wrapper!(avx2_f32, Avx2, f32, 2 x 2, "avx2,fma");
 wrapper!(avx2_bf16, Avx2, u16, 2 x 2, "avx2,fma");
+
+macro_rules! gathered {
+    ($sum:ident, $dots:ident, $vector:ty, $features:literal) => {
+        /// # Safety
+        /// As for [`gathered_sum_body`].
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $sum(rows: &[f32], stride: usize, terms: &[Term], out: &mut [f32]) {
+            // SAFETY: the caller's promise; this function enables the instruction set.
+            unsafe { gathered_sum_body::<$vector>(rows, stride, terms, out) }
+        }
+        /// # Safety
+        /// As for [`gathered_dots_body`].
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $dots(rows: &[f32], stride: usize, picks: &[u32], x: &[f32], out: &mut [f32]) {
+            // SAFETY: the caller's promise; this function enables the instruction set.
+            unsafe { gathered_dots_body::<$vector>(rows, stride, picks, x, out) }
+        }
+    };
+}
+
+gathered!(avx512_sum, avx512_dots, Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+gathered!(avx2_sum, avx2_dots, Avx2, "avx2,fma");

@@ -1,6 +1,6 @@
 //! 16 lanes as an array: right on every CPU, and left to the compiler to vectorise.
 
-use super::{F32x16, Tile, rows_by_tokens};
+use super::{F32x16, Term, Tile, gathered_dots_body, gathered_sum_body, rows_by_tokens};
 use std::ops::Range;
 
 #[derive(Clone, Copy)]
@@ -21,6 +21,15 @@ impl F32x16 for Lanes {
         // SAFETY: the caller vouches for 16 readable elements.
         let halves = unsafe { from.cast::<[u16; 16]>().read_unaligned() };
         Lanes(halves.map(|half| f32::from_bits(u32::from(half) << 16)))
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller vouches for 16 writable elements.
+        unsafe { to.cast::<[f32; 16]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Lanes([value; 16])
     }
     #[inline(always)]
     unsafe fn fma(self, by: Self, to: Self) -> Self {
@@ -55,4 +64,18 @@ pub(super) unsafe fn f32(tile: &Tile<'_, f32>, rows: Range<usize>, out: *mut f32
 pub(super) unsafe fn bf16(tile: &Tile<'_, u16>, rows: Range<usize>, out: *mut f32, out_stride: usize) {
     // SAFETY: the caller's promise; no instruction set is assumed.
     unsafe { rows_by_tokens::<Lanes, u16, 1, 1>(tile, rows, out, out_stride) }
+}
+
+/// # Safety
+/// As for [`gathered_sum_body`].
+pub(super) unsafe fn sum(rows: &[f32], stride: usize, terms: &[Term], out: &mut [f32]) {
+    // SAFETY: the caller's promise; no instruction set is assumed.
+    unsafe { gathered_sum_body::<Lanes>(rows, stride, terms, out) }
+}
+
+/// # Safety
+/// As for [`gathered_dots_body`].
+pub(super) unsafe fn dots(rows: &[f32], stride: usize, picks: &[u32], x: &[f32], out: &mut [f32]) {
+    // SAFETY: the caller's promise; no instruction set is assumed.
+    unsafe { gathered_dots_body::<Lanes>(rows, stride, picks, x, out) }
 }
