@@ -55,7 +55,7 @@ impl Worker<'_> {
 
     /// This thread's share of `0..total` in pieces that are multiples of `granule`, in order of thread.
     #[must_use]
-    pub fn share(&self, total: usize, granule: usize) -> std::ops::Range<usize> {
+    pub fn share(&self, total: usize, granule: usize) -> Range<usize> {
         let granules = total.div_ceil(granule);
         let at = |index: usize| (granules * index / self.count * granule).min(total);
         at(self.index)..at(self.index + 1)
@@ -296,19 +296,19 @@ impl Drop for SignalsBlocked {
 
 /// A mutable slice that the threads of one call divide among themselves.
 #[derive(Debug)]
-pub struct Shared<'a, T> {
+pub struct Divided<'a, T> {
     pointer: *mut T,
     len: usize,
     borrow: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: handed to threads that take disjoint parts, as each use argues.
-unsafe impl<T: Send> Sync for Shared<'_, T> {}
+unsafe impl<T: Send> Sync for Divided<'_, T> {}
 
-impl<'a, T> Shared<'a, T> {
+impl<'a, T> Divided<'a, T> {
     /// The slice, to be divided.
     pub fn of(slice: &'a mut [T]) -> Self {
-        Shared { pointer: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
+        Divided { pointer: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
     }
 
     /// The start of the slice.

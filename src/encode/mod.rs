@@ -12,7 +12,7 @@ use crate::float_env::FloatEnv;
 use crate::memory::Aligned;
 use crate::sae::{MatrixRef, Sae, Selection, padded};
 use crate::simd::{self, Isa};
-use crate::threads::{Pool, Shared};
+use crate::threads::{Divided, Pool};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -132,9 +132,9 @@ impl Encoder {
         let truncated = AtomicUsize::new(0);
         let kron = matches!(config.encoder, crate::sae::Encoder::Kron { .. });
         let (isa, tile_tokens, x_stride, rows) = (self.isa, self.tile_tokens, padded(weight.cols), weight.rows);
-        let tile_x = Shared::of(&mut self.x);
-        let tile_y = Shared::of(&mut self.y);
-        let selectors = Shared::of(&mut self.selectors);
+        let tile_x = Divided::of(&mut self.x);
+        let tile_y = Divided::of(&mut self.y);
+        let selectors = Divided::of(&mut self.selectors);
         let out = out.shared();
 
         self.pool.run(&|worker| {

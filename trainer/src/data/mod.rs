@@ -1,5 +1,9 @@
 //! Recorded activations: shards on disk, and the order in which training sees them.
 
+mod batches;
+mod order;
 mod shards;
 
+pub use batches::{Batches, Filled, Normalisation};
+pub use order::{BLOCK, Order};
 pub use shards::{Dataset, FORMAT, TokenText};

@@ -1,0 +1,90 @@
+//! Who computes a training step. The loop knows only [`Backend`]; a device backend stands behind the same boundary.
+
+pub mod cpu;
+mod state;
+
+pub use state::{Parameter, TrainState};
+
+use kronsae::Result;
+
+/// The AuxK loss and the rules for the dead (KRONSAE.md section 5).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AuxK {
+    /// Dead latents a token may use.
+    pub k: usize,
+    /// Weight of the loss, 1/32 in the paper.
+    pub coefficient: f32,
+}
+
+/// What a run keeps for all its steps.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepSettings {
+    /// K of TopK.
+    pub k: usize,
+    /// AuxK, or none.
+    pub auxk: Option<AuxK>,
+    /// Tokens without firing after which a latent is dead, and without a positive pre-activation after which a row is.
+    pub dead_after: u64,
+    /// Whether dead rows are re-initialised from the tokens with the largest error.
+    pub revive_rows: bool,
+    /// eps of mAND's gradient; 1e-6 in training.
+    pub mand_epsilon: f32,
+    /// Adam's decay of the mean and of the square.
+    pub betas: (f32, f32),
+    /// Adam's epsilon.
+    pub adam_epsilon: f32,
+    /// Clip each parameter's gradient to this norm, by the norm of the previous step; `None`: no clipping.
+    pub clip: Option<f32>,
+}
+
+/// What changes from step to step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepInput<'a> {
+    /// Normalised activations, `[rows, stride]`, padded with zeros.
+    pub x: &'a [f32],
+    /// Tokens.
+    pub rows: usize,
+    /// Elements from one token to the next.
+    pub stride: usize,
+    /// The step's number, from 0: Adam's bias correction and the choice of tokens for revival depend on it.
+    pub step: u64,
+    /// Learning rate of this step.
+    pub learning_rate: f32,
+}
+
+/// What a step found.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct StepStats {
+    /// Mean squared error an element, in normalised units, before the update.
+    pub loss: f64,
+    /// AuxK's loss before its coefficient; 0 where no latent is dead.
+    pub auxk_loss: f64,
+    /// 1 - SSE/SST of the batch about the training mean.
+    pub explained_variance: f64,
+    /// Mean latents a token.
+    pub l0: f64,
+    /// Latents that have not fired for the window.
+    pub dead_latents: usize,
+    /// Encoder rows positive on no token of the window.
+    pub dead_rows: usize,
+    /// Dead rows re-initialised in this step.
+    pub revived_rows: usize,
+}
+
+/// Computes training steps on some device.
+pub trait Backend {
+    /// Forward, backward and update for one batch.
+    ///
+    /// # Errors
+    /// [`kronsae::Status::Internal`] if training has diverged (pre-activations are not finite); device errors.
+    fn step(&mut self, input: StepInput<'_>) -> Result<StepStats>;
+
+    /// The state after the last step, on the host.
+    ///
+    /// # Errors
+    /// Device errors.
+    fn state(&mut self) -> Result<&TrainState>;
+
+    /// A name for reports: `cpu (avx512, 2 threads)`.
+    fn name(&self) -> String;
+}

@@ -1,0 +1,228 @@
+//! Batches of normalised activations, in the order of [`Order`], with the next window read while this one is used.
+
+use super::order::{BLOCK, Order, Window};
+use super::shards::Dataset;
+use kronsae::dtype::widen;
+use kronsae::{Aligned, Dtype, Error, Result, Status};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+/// How raw activations become the unit-scale, zero-mean ones that training sees: `(x - mean) / scale`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Normalisation {
+    /// mu, `[d_model]`.
+    pub mean: Vec<f32>,
+    /// c, with E|x - mu|^2 = c^2 d.
+    pub scale: f32,
+}
+
+/// A source of batches.
+pub struct Batches {
+    order: Order,
+    batch: usize,
+    dtype: Dtype,
+    d_model: usize,
+    normalisation: Arc<Normalisation>,
+    loaded: Option<Loaded>,
+    ask: SyncSender<Window>,
+    answer: Receiver<Result<Loaded>>,
+    /// The window the reader has been asked for.
+    asked: Option<Window>,
+    reader: Option<std::thread::JoinHandle<()>>,
+    raw: Vec<f32>,
+}
+
+/// One window in memory, its rows as they are in the shards.
+struct Loaded {
+    window: Window,
+    bytes: Vec<u8>,
+}
+
+/// What a batch holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filled {
+    /// Rows written.
+    pub rows: usize,
+    /// Tokens left out because an element was not finite.
+    pub skipped: usize,
+}
+
+impl Batches {
+    /// Batches of `batch` tokens of `rows` of the data set. `window_tokens` are held in memory, half of them read ahead.
+    ///
+    /// # Errors
+    /// [`Status::OutOfMemory`] if the reading thread cannot be started.
+    pub fn new(
+        data: Arc<Dataset>,
+        rows: Range<usize>,
+        batch: usize,
+        window_tokens: usize,
+        seed: u64,
+        normalisation: Arc<Normalisation>,
+    ) -> Result<Self> {
+        let window_blocks = (window_tokens / 2 / BLOCK).max(1);
+        let order = Order { rows: rows.len(), window_blocks, seed };
+        let (dtype, d_model) = (data.dtype(), data.d_model());
+        let (ask, asked) = sync_channel::<Window>(1);
+        let (reply, answer) = sync_channel(1);
+        let reader = std::thread::Builder::new()
+            .name("kronsae-read".into())
+            .spawn(move || {
+                for window in asked {
+                    if reply.send(read_window(&data, rows.start, &order, window)).is_err() {
+                        return;
+                    }
+                }
+            })
+            .map_err(|e| Error::new(Status::OutOfMemory, format!("cannot start the reading thread: {e}")))?;
+        Ok(Batches {
+            order,
+            batch,
+            dtype,
+            d_model,
+            normalisation,
+            loaded: None,
+            ask,
+            answer,
+            asked: None,
+            reader: Some(reader),
+            raw: vec![0.0; d_model],
+        })
+    }
+
+    /// Fills `out`, rows `stride` apart, with batch `t`.
+    ///
+    /// # Errors
+    /// Those of reading the shards.
+    ///
+    /// # Panics
+    /// If `out` has no room for a batch.
+    pub fn fill(&mut self, t: u64, out: &mut Aligned<f32>, stride: usize) -> Result<Filled> {
+        let row_bytes = self.d_model * self.dtype.size();
+        let mut filled = Filled { rows: 0, skipped: 0 };
+        let mut at = t * self.batch as u64;
+        let end = at + self.batch as u64;
+        while at < end {
+            let place = self.order.place(at);
+            self.load(place.window)?;
+            let Some(loaded) = &self.loaded else { unreachable!("load returned without a window") };
+            let shuffle = self.order.within(place.window, place.len);
+            let count = ((end - at) as usize).min(place.len - place.offset);
+            for offset in place.offset..place.offset + count {
+                let from = shuffle.apply(offset) * row_bytes;
+                widen(self.dtype, &loaded.bytes[from..from + row_bytes], &mut self.raw);
+                let to = &mut out[filled.rows * stride..][..self.d_model];
+                let scale = self.normalisation.scale.recip();
+                let mut finite = true;
+                for ((t, &x), &mean) in to.iter_mut().zip(&self.raw).zip(&self.normalisation.mean) {
+                    *t = (x - mean) * scale;
+                    finite &= t.is_finite();
+                }
+                filled.rows += usize::from(finite);
+                filled.skipped += usize::from(!finite);
+            }
+            at += count as u64;
+        }
+        Ok(filled)
+    }
+
+    fn load(&mut self, window: Window) -> Result<()> {
+        if self.loaded.as_ref().is_some_and(|l| l.window == window) {
+            return Ok(());
+        }
+        let gone = || Error::new(Status::Internal, "the reading thread ended");
+        // Free this window before the one behind the next is read: never more than two are held.
+        self.loaded = None;
+        loop {
+            if self.asked.is_none() {
+                self.ask.send(window).map_err(|_| gone())?;
+                self.asked = Some(window);
+            }
+            let loaded = self.answer.recv().map_err(|_| gone())??;
+            self.asked = None;
+            if loaded.window == window {
+                self.loaded = Some(loaded);
+                break;
+            }
+            // Read ahead for nothing: the caller went elsewhere.
+        }
+        let next = self.order.next(window);
+        if next != window && self.ask.try_send(next).is_ok() {
+            self.asked = Some(next);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Batches {
+    fn drop(&mut self) {
+        // Closing both channels ends the reader, whether it waits for a question or for its answer to be taken.
+        let (ask, answer) = (sync_channel(1).0, sync_channel(1).1);
+        drop((std::mem::replace(&mut self.ask, ask), std::mem::replace(&mut self.answer, answer)));
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+fn read_window(data: &Dataset, first: usize, order: &Order, window: Window) -> Result<Loaded> {
+    let row_bytes = data.d_model() * data.dtype().size();
+    let len: usize = order.block_rows(window).map(|rows| rows.len()).sum();
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len * row_bytes).map_err(|_| {
+        Error::new(Status::OutOfMemory, format!("cannot allocate a shuffle window of {} bytes", len * row_bytes))
+    })?;
+    bytes.resize(len * row_bytes, 0);
+    let mut at = 0;
+    for rows in order.block_rows(window) {
+        let size = rows.len() * row_bytes;
+        data.read_bytes(first + rows.start, rows.len(), &mut bytes[at..at + size])?;
+        at += size;
+    }
+    Ok(Loaded { window, bytes })
+}
+
+impl Normalisation {
+    /// Measures mean and scale of the rows of a data set: of all of them up to `most`, else of blocks spread evenly.
+    /// Tokens that are not finite are left out.
+    ///
+    /// # Errors
+    /// Those of reading; [`Status::Format`] if there is no finite token or all are equal.
+    pub fn measure(data: &Dataset, rows: Range<usize>, most: usize, progress: &mut dyn FnMut(usize)) -> Result<Self> {
+        let d = data.d_model();
+        let blocks = rows.len().div_ceil(BLOCK);
+        let used = blocks.min(most.div_ceil(BLOCK)).max(1);
+        let (mut count, mut sum, mut square) = (0_u64, vec![0.0_f64; d], vec![0.0_f64; d]);
+        let mut buffer = vec![0.0_f32; BLOCK * d];
+        // Sums are taken about the first token seen: means are large beside deviations.
+        let mut origin: Option<Vec<f64>> = None;
+        for i in 0..used {
+            let block = i * blocks / used;
+            let start = rows.start + block * BLOCK;
+            let len = BLOCK.min(rows.end - start);
+            data.read(start, len, &mut buffer[..len * d])?;
+            for row in buffer[..len * d].chunks_exact(d).filter(|row| row.iter().all(|v| v.is_finite())) {
+                let origin = origin.get_or_insert_with(|| row.iter().map(|&v| f64::from(v)).collect());
+                count += 1;
+                for c in 0..d {
+                    let x = f64::from(row[c]) - origin[c];
+                    sum[c] += x;
+                    square[c] += x * x;
+                }
+            }
+            progress(i * rows.len() / used);
+        }
+        let Some(origin) = origin else { return Err(Error::format("every token of the data is NaN or infinite")) };
+        let n = count as f64;
+        let mean = (0..d).map(|c| (origin[c] + sum[c] / n) as f32).collect();
+        let variance: f64 = (0..d).map(|c| (square[c] - sum[c] * sum[c] / n).max(0.0)).sum::<f64>() / (n * d as f64);
+        let scale = variance.sqrt() as f32;
+        if !(scale.is_finite() && scale > 0.0) {
+            return Err(Error::format(format!(
+                "the {count} finite tokens of the data have no variance (scale {scale})"
+            )));
+        }
+        Ok(Normalisation { mean, scale })
+    }
+}
