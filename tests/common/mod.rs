@@ -7,10 +7,10 @@ use kronsae::{Dtype, Sae};
 use std::path::Path;
 
 /// SplitMix64: a seed in, reproducible numbers out.
-pub struct Rng(pub u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -19,21 +19,21 @@ impl Rng {
     }
 
     /// Uniform in -1..1.
-    pub fn unit(&mut self) -> f32 {
+    pub(crate) fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
     }
 
-    pub fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
 
-    pub fn vec(&mut self, n: usize) -> Vec<f32> {
+    pub(crate) fn vec(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.unit()).collect()
     }
 }
 
 /// `dot/1` as the format describes it, one row and one token.
-pub fn dot1(w: &[f32], x: &[f32], bias: f32) -> f32 {
+pub(crate) fn dot1(w: &[f32], x: &[f32], bias: f32) -> f32 {
     let mut acc = [0.0_f32; 16];
     for (at, (w, x)) in w.iter().zip(x).enumerate() {
         acc[at % 16] = w.mul_add(*x, acc[at % 16]);
@@ -49,7 +49,7 @@ pub fn dot1(w: &[f32], x: &[f32], bias: f32) -> f32 {
 /// Every latent of one token, in the order of the format: (index, value). `None` for a row that is not finite.
 ///
 /// Forms all F products, as the library never does.
-pub fn naive_select(
+pub(crate) fn naive_select(
     y: &[f32],
     encoder: Encoder,
     selection: Selection,
@@ -93,7 +93,7 @@ pub fn naive_select(
 }
 
 /// A model file of random weights; returns nothing, the file is the result.
-pub fn write_random_model(path: &Path, encoder: Encoder, d: usize, selection: Selection, dtype: Dtype, rng: &mut Rng) {
+pub(crate) fn write_random_model(path: &Path, encoder: Encoder, d: usize, selection: Selection, dtype: Dtype, rng: &mut Rng) {
     let config = Config::new(encoder, d, selection, 1.5).unwrap();
     let weight = rng.vec(encoder.rows() * d);
     let decoder = rng.vec(encoder.latents() * d);
@@ -113,7 +113,7 @@ pub fn write_random_model(path: &Path, encoder: Encoder, d: usize, selection: Se
 }
 
 /// As [`write_random_model`], loaded.
-pub fn random_sae(encoder: Encoder, d: usize, selection: Selection, dtype: Dtype, rng: &mut Rng) -> Sae {
+pub(crate) fn random_sae(encoder: Encoder, d: usize, selection: Selection, dtype: Dtype, rng: &mut Rng) -> Sae {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     write_random_model(&path, encoder, d, selection, dtype, rng);
@@ -121,7 +121,7 @@ pub fn random_sae(encoder: Encoder, d: usize, selection: Selection, dtype: Dtype
 }
 
 /// The encoder's weights as plain rows.
-pub fn weight_rows(sae: &Sae) -> Vec<Vec<f32>> {
+pub(crate) fn weight_rows(sae: &Sae) -> Vec<Vec<f32>> {
     let d = sae.config().d_model;
     (0..sae.config().encoder.rows())
         .map(|r| {
@@ -133,8 +133,67 @@ pub fn weight_rows(sae: &Sae) -> Vec<Vec<f32>> {
 }
 
 /// What the library must return for token `x`.
-pub fn naive_encode(sae: &Sae, rows: &[Vec<f32>], x: &[f32]) -> Option<Vec<(u32, f32)>> {
+pub(crate) fn naive_encode(sae: &Sae, rows: &[Vec<f32>], x: &[f32]) -> Option<Vec<(u32, f32)>> {
     let y: Vec<f32> = rows.iter().zip(sae.encoder().bias.iter()).map(|(w, b)| dot1(w, x, *b)).collect();
     let config = sae.config();
     naive_select(&y, config.encoder, config.selection, sae.encoder().threshold.as_deref())
+}
+
+/// The latents of a batch as the format lays them out: unused entries are 0.
+pub(crate) struct NaiveLatents {
+    pub(crate) counts: Vec<u32>,
+    pub(crate) indices: Vec<u32>,
+    pub(crate) values: Vec<f32>,
+    /// Latents that passed before the cut to `max_latents`; for TopK the count.
+    pub(crate) active: Vec<u32>,
+    /// 1: not finite, 2: truncated.
+    pub(crate) flags: Vec<u8>,
+}
+
+/// Selects from rows of pre-activations, `[rows, encoder.rows()]`.
+pub(crate) fn naive_latents(y: &[f32], encoder: Encoder, selection: Selection, thresholds: Option<&[f32]>) -> NaiveLatents {
+    let mut out = NaiveLatents { counts: vec![], indices: vec![], values: vec![], active: vec![], flags: vec![] };
+    for y in y.chunks(encoder.rows()) {
+        let latents = naive_select(y, encoder, selection, thresholds);
+        let uncut = match selection {
+            Selection::TopK(_) => latents.clone(),
+            Selection::Threshold { theta, .. } => {
+                naive_select(y, encoder, Selection::Threshold { theta, max_latents: usize::MAX }, thresholds)
+            }
+        };
+        let active = uncut.map_or(0, |all| all.len());
+        let finite = latents.is_some();
+        let mut latents = latents.unwrap_or_default();
+        out.counts.push(latents.len() as u32);
+        out.active.push(active as u32);
+        out.flags.push(if !finite { 1 } else { 2 * u8::from(active > latents.len()) });
+        latents.resize(selection.capacity(), (0, 0.0));
+        out.indices.extend(latents.iter().map(|(f, _)| f));
+        out.values.extend(latents.iter().map(|(_, v)| v));
+    }
+    out
+}
+
+/// `s * sum of value * D[index] + b_dec`, terms in order, each with one rounding.
+pub(crate) fn naive_decode(latents: &[(u32, f32)], decoder: &[f32], bias: &[f32], scale: f32) -> Vec<f32> {
+    let d = bias.len();
+    let mut out = vec![0.0_f32; d];
+    for &(f, value) in latents {
+        for c in 0..d {
+            out[c] = decoder[f as usize * d + c].mul_add(value, out[c]);
+        }
+    }
+    (0..d).map(|c| out[c].mul_add(scale, bias[c])).collect()
+}
+
+/// `values` rounded to `dtype`: their little-endian bytes, and what those bytes mean.
+pub(crate) fn rounded(dtype: Dtype, values: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    let bytes: Vec<u8> = match dtype {
+        Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+        Dtype::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+    };
+    let mut exact = vec![0.0; values.len()];
+    kronsae::dtype::widen(dtype, &bytes, &mut exact);
+    (bytes, exact)
 }

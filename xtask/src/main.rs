@@ -1,1 +1,44 @@
-fn main() {}
+//! Development tasks: `cargo xtask help`.
+
+mod data;
+mod process;
+mod sample;
+mod steps;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Development tasks of the kronsae workspace.
+
+  cargo xtask test           every test, as named steps; `cargo xtask test --help` for its options
+  cargo xtask golden         writes data/golden anew from the naive reference in tests/common
+  cargo xtask sample FOLDER  cuts data/sample anew from a folder of activation shards
+
+A first run after cloning: `cargo xtask test --quick` (a few minutes), then `cargo xtask test`.
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    let done = match args.as_slice() {
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            Ok(true)
+        }
+        ["test", options @ ..] => steps::test(root, options),
+        ["golden"] => data::write_golden(root).map(|()| true),
+        ["sample", folder] => sample::run(Path::new(folder), &root.join("data/sample")).map(|()| true),
+        // [header] `["header"] => header::generate(root)` goes here.
+        other => Err(format!("unknown task `{}`\n\n{HELP}", other.join(" "))),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {}", error.trim_end());
+            ExitCode::from(2)
+        }
+    }
+}

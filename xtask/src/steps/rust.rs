@@ -1,0 +1,55 @@
+//! The steps that are cargo commands.
+
+use super::{Report, succeed};
+use crate::process::{cargo, has_cargo, run};
+use std::path::Path;
+
+pub(super) fn format(root: &Path) -> Result<(), String> {
+    require(root, "fmt", "rustfmt (rustup component add rustfmt)")?;
+    succeed(run(cargo(root, &["fmt", "--all", "--check"])))
+}
+
+pub(super) fn clippy(root: &Path) -> Result<(), String> {
+    require(root, "clippy", "clippy (rustup component add clippy)")?;
+    succeed(run(cargo(root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])))
+}
+
+/// With nextest where it is installed: a test that dies takes no other with it.
+pub(super) fn tests(root: &Path) -> Report {
+    let args: &[&str] = if has_cargo(root, "nextest") {
+        &["nextest", "run", "--workspace", "--no-fail-fast", "--status-level=fail", "--show-progress=none"]
+    } else {
+        &["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples"]
+    };
+    Report::of_tests(run(cargo(root, args)))
+}
+
+pub(super) fn doc_tests(root: &Path) -> Report {
+    Report::of_tests(run(cargo(root, &["test", "--workspace", "--no-fail-fast", "--doc"])))
+}
+
+pub(super) fn rustdoc(root: &Path) -> Result<(), String> {
+    let mut command = cargo(root, &["doc", "--workspace", "--no-deps"]);
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    succeed(run(command))
+}
+
+/// In the tests' profile, each for one iteration: that they run, not how fast.
+pub(super) fn benches(root: &Path) -> Result<(), String> {
+    succeed(run(cargo(root, &["test", "--workspace", "--benches"])))
+}
+
+/// Compiled by the stable compiler, which cannot run them: `cargo fuzz` needs a nightly one.
+pub(super) fn fuzz_targets(root: &Path) -> Result<(), String> {
+    // libfuzzer-sys compiles C++.
+    if std::env::var_os("CXX").is_none() && run(std::process::Command::new("c++")).is_err() {
+        return Err("missing tool: c++ (Debian: apt-get install g++)".to_owned());
+    }
+    let mut command = cargo(root, &["check", "--manifest-path", "fuzz/Cargo.toml"]);
+    command.env("CARGO_TARGET_DIR", root.join("target/fuzz"));
+    succeed(run(command))
+}
+
+fn require(root: &Path, subcommand: &str, tool: &str) -> Result<(), String> {
+    if has_cargo(root, subcommand) { Ok(()) } else { Err(format!("missing tool: {tool}")) }
+}
