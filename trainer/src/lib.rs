@@ -2,3 +2,5 @@
 
 pub mod commands;
 pub mod data;
+pub mod eval;
+pub mod stream;
