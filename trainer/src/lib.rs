@@ -3,4 +3,6 @@
 pub mod backend;
 pub mod commands;
 pub mod data;
+pub mod eval;
 pub mod random;
+pub mod stream;
