@@ -87,6 +87,25 @@ impl Sae {
         file::load(&crate::tensor_file::TensorFile::from_bytes("model bytes", bytes)?, options)
     }
 
+    /// A model from weights in memory, as [`Sae::open`] would have read them.
+    ///
+    /// # Errors
+    /// [`Status::InvalidArgument`] if a shape is not the one the config asks for.
+    pub fn from_parts(config: Config, encoder: EncoderWeights, decoder: Option<DecoderWeights>) -> Result<Self> {
+        let (rows, latents, d) = (config.encoder.rows(), config.encoder.latents(), config.d_model);
+        let found = [encoder.weight.rows(), encoder.weight.cols(), encoder.bias.len()];
+        if found != [rows, d, rows] || encoder.threshold.as_ref().is_some_and(|t| t.len() != latents) {
+            return Err(Error::invalid(format!("encoder weights are {found:?}, the config asks for {:?}", [rows, d, rows])));
+        }
+        if let Some(decoder) = &decoder {
+            let found = [decoder.weight.rows(), decoder.weight.cols(), decoder.bias.len()];
+            if found != [latents, d, d] {
+                return Err(Error::invalid(format!("decoder weights are {found:?}, the config asks for {:?}", [latents, d, d])));
+            }
+        }
+        Ok(Sae { config, encoder, decoder, calibration: None })
+    }
+
     /// Shape, selection, units, origin.
     #[must_use]
     pub fn config(&self) -> &Config {

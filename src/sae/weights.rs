@@ -74,6 +74,33 @@ impl Matrix {
         Ok(Matrix { rows, cols, stride, data })
     }
 
+    /// A matrix of the given rows, `stride` elements apart in `from`, held as F32 or, rounded to nearest even, as BF16.
+    ///
+    /// # Errors
+    /// [`crate::Status::OutOfMemory`]; [`crate::Status::Format`] if a value is not finite; [`crate::Status::Unsupported`]
+    /// for F16.
+    ///
+    /// # Panics
+    /// If `from` is too short.
+    pub fn from_rows(from: &[f32], [rows, cols]: [usize; 2], stride: usize, dtype: Dtype, what: &str) -> Result<Self> {
+        if dtype == Dtype::F16 {
+            return Err(Error::new(crate::Status::Unsupported, "weights are held as F32 or BF16, not F16"));
+        }
+        Self::read(dtype, rows, cols, what, |row, bytes| {
+            let row = &from[row * stride..][..cols];
+            match dtype {
+                Dtype::F32 => bytes.as_chunks_mut::<4>().0.iter_mut().zip(row).for_each(|(b, v)| *b = v.to_le_bytes()),
+                _ => bytes
+                    .as_chunks_mut::<2>()
+                    .0
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(b, v)| *b = half::bf16::from_f32(*v).to_le_bytes()),
+            }
+            Ok(())
+        })
+    }
+
     /// Reads a matrix whose elements are of `dtype`, row by row, by `read(row, bytes of the row)`.
     ///
     /// F16 is widened to F32, exactly; F32 and BF16 are kept.

@@ -1,6 +1,7 @@
 //! The `kronsae` command.
 
 use clap::{Parser, Subcommand};
+use kronsae_trainer::commands::train;
 use std::process::ExitCode;
 
 /// Train KronSAEs on recorded activations of a language model, and look into them.
@@ -12,9 +13,19 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    Train(Box<train::Args>),
+}
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match cli.command {}
+    let result = match Cli::parse().command {
+        Command::Train(args) => train::run_command(*args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,0 +1,176 @@
+//! `kronsae train`: activation shards in, a folder with one model file out.
+
+use crate::data::Dataset;
+use crate::progress::Progress;
+use crate::run::{self, Finished, Outcome, Tokens, names, run};
+use crate::settings::{Settings, TrainArgs};
+use kronsae::{Error, Result, tensor_file};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Train a sparse autoencoder on recorded activations
+///
+/// Reads activation shards (safetensors, format activations/1), trains, and leaves in --out: model.safetensors (the
+/// model), report.html (a page about the run), config.toml (every setting), metrics.jsonl and TensorBoard event files
+/// (curves), and checkpoints/. A run that was interrupted, even by kill -9, goes on with --resume and ends with the same
+/// tensors as if it had not been.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  kronsae train --data shards/ --out run1
+  kronsae train --data shards/ --out run2 --encoder dense --latents 8192 --k 32 --tokens 10000000
+  kronsae train --config run1/config.toml --seed 1 --out run3
+  kronsae train --out run1 --resume")]
+pub struct Args {
+    /// Folder of the run; made if it does not exist
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// TOML file of settings; flags given beside it win
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Go on from the newest checkpoint in --out, with the settings of its config.toml
+    #[arg(long)]
+    resume: bool,
+    /// Print log entries and the result as JSON lines on stdout
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: TrainArgs,
+}
+
+/// A run's data, opened and divided.
+pub(crate) struct Plan {
+    pub(crate) settings: Settings,
+    pub(crate) train: Tokens,
+    pub(crate) held_out: Option<Tokens>,
+    config: TrainArgs,
+}
+
+/// Opens the data and fills in every default.
+///
+/// # Errors
+/// Those of opening shards and of settings out of range.
+pub(crate) fn plan(args: TrainArgs) -> Result<Plan> {
+    if args.data.is_empty() {
+        return Err(Error::invalid("--data is missing: name a folder of activation shards"));
+    }
+    let data = Arc::new(Dataset::open(&args.data)?);
+    let eval_data = if args.eval_data.is_empty() { None } else { Some(Arc::new(Dataset::open(&args.eval_data)?)) };
+    if let Some(eval) = eval_data.as_ref().filter(|eval| eval.d_model() != data.d_model()) {
+        let (found, expected) = (eval.d_model(), data.d_model());
+        return Err(Error::invalid(format!("--eval-data has d_model {found}, --data has {expected}")));
+    }
+    let hold_out = match (&eval_data, args.hold_out) {
+        (Some(_), Some(_)) => return Err(Error::invalid("--hold-out and --eval-data exclude each other")),
+        (Some(_), None) => 0,
+        (None, given) => given.unwrap_or((data.rows() / 50).min(16_384)),
+    };
+    if hold_out >= data.rows() {
+        return Err(Error::invalid(format!("--hold-out {hold_out}: the data has {} tokens in all", data.rows())));
+    }
+    let rows = 0..data.rows() - hold_out;
+    let (paths, eval_paths) = (args.data.clone(), args.eval_data.clone());
+    let settings = args.resolve(data.d_model(), data.d_model() * data.dtype().size(), rows.len())?;
+    let config = settings.to_args(&paths, &eval_paths, hold_out);
+    let held_out = match eval_data {
+        Some(eval) => Some(Tokens { rows: 0..eval.rows(), data: eval }),
+        None => (hold_out > 0).then(|| Tokens { data: Arc::clone(&data), rows: rows.end..data.rows() }),
+    };
+    Ok(Plan { settings, train: Tokens { data, rows }, held_out, config })
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Those of [`run::run`], and a folder that already holds another run.
+pub fn run_command(args: Args) -> Result<()> {
+    let config_path = args.out.join(names::CONFIG);
+    let mut given = args.settings;
+    if let Some(path) = &args.config {
+        given = given.over(TrainArgs::from_file(path)?);
+    }
+    if args.resume {
+        if config_path.exists() {
+            given = given.over(TrainArgs::from_file(&config_path)?);
+        }
+    } else if config_path.exists() {
+        return Err(Error::invalid(format!(
+            "{} already holds a run; go on with --resume, or choose another --out",
+            args.out.display()
+        )));
+    }
+    let plan = plan(given)?;
+    prepare(&args.out, &plan)?;
+    let mut progress = Progress::new(plan.settings.steps, plan.settings.batch, args.json);
+    let outcome = run(&plan.settings, &plan.train, plan.held_out.as_ref(), &args.out, args.resume, &mut progress)?;
+    progress.finish();
+    match outcome {
+        Outcome::Finished(finished) => {
+            if args.json {
+                println!("{}", summary(&finished));
+            } else {
+                print!("{}", describe(&finished, &args.out));
+            }
+            Ok(())
+        }
+        Outcome::Stopped { step } => {
+            eprintln!("stopped after step {step}; go on with: kronsae train --out {} --resume", args.out.display());
+            std::process::exit(130);
+        }
+    }
+}
+
+/// Makes the folder and writes every setting into it.
+pub(crate) fn prepare(out: &Path, plan: &Plan) -> Result<()> {
+    let name = out.display().to_string();
+    std::fs::create_dir_all(out).map_err(|e| Error::io("create", &name, &e))?;
+    let text = toml::to_string(&plan.config).map_err(|e| Error::invalid(format!("{name}: {e}")))?;
+    let text = format!("# All settings of this run. `kronsae train --config` takes this file.\n{text}");
+    tensor_file::replace(&out.join(names::CONFIG), |sink| sink.write_all(text.as_bytes()))
+}
+
+/// The result for machines: the keys of `kronsae eval --json`, of the held-out tokens where there are any, and the run's.
+pub(crate) fn summary(finished: &Finished) -> serde_json::Value {
+    let mut out = serde_json::to_value(finished.held_out.as_ref().unwrap_or(&finished.train)).unwrap_or_default();
+    if let Some(object) = out.as_object_mut() {
+        object.insert("train".to_owned(), json!(finished.train));
+        object.insert("held_out".to_owned(), json!(finished.held_out.is_some()));
+        object.insert("model".to_owned(), json!(finished.model));
+        object.insert("tokens_per_second".to_owned(), json!(finished.tokens_per_second));
+        object.insert("skipped_tokens".to_owned(), json!(finished.skipped));
+        object.insert("backend".to_owned(), json!(finished.backend));
+    }
+    out
+}
+
+fn describe(finished: &Finished, out: &Path) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    let mut line = |what: &str, e: &crate::eval::Evaluation| {
+        let ev = &e.explained_variance;
+        let _ = writeln!(
+            text,
+            "{what:<16} EV {:.4} pooled, {:.4} per token   L0 {:.1}   dead {:.1} % of {}   ({} tokens)",
+            ev.pooled,
+            ev.per_token_mean,
+            e.l0,
+            100.0 * e.dead_share,
+            e.latents,
+            e.tokens
+        );
+    };
+    line("training tokens", &finished.train);
+    if let Some(held_out) = &finished.held_out {
+        line("held-out tokens", held_out);
+    }
+    if finished.skipped > 0 {
+        let _ = writeln!(text, "{} training tokens were not finite and left out", finished.skipped);
+    }
+    let _ = writeln!(text, "{:.0} tokens/s on {}", finished.tokens_per_second, finished.backend);
+    let _ = writeln!(text, "model: {}", finished.model.display());
+    let report = out.join(run::names::REPORT);
+    if report.exists() {
+        let _ = writeln!(text, "report: {}", report.display());
+    }
+    text
+}

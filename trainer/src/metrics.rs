@@ -1,0 +1,136 @@
+//! The numbers of a run as it goes: `metrics.jsonl`, one JSON object a line, and TensorBoard events.
+
+use crate::backend::StepStats;
+use crate::checkpoint::Header;
+use crate::eval::Evaluation;
+use crate::settings::Settings;
+use kronsae::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// One log entry of training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Steps done.
+    pub step: u64,
+    /// Tokens trained on, repeats counted.
+    pub tokens: u64,
+    /// Seconds of training, evaluation and checkpoints aside.
+    pub seconds: f64,
+    /// Mean squared error an element, normalised units.
+    pub loss: f64,
+    /// AuxK's loss before its weight.
+    pub auxk_loss: f64,
+    /// 1 - SSE/SST of this step's batch.
+    pub explained_variance: f64,
+    /// Mean latents a token.
+    pub l0: f64,
+    /// Share of latents that have not fired for the window.
+    pub dead_share: f64,
+    /// Encoder rows positive on no token of the window.
+    pub dead_rows: usize,
+    /// Dead rows re-initialised in this step.
+    pub revived_rows: usize,
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Training tokens a second, since the run began.
+    pub tokens_per_second: f64,
+}
+
+impl StepRecord {
+    pub(crate) fn new(header: &Header, settings: &Settings, stats: &StepStats, rate: f32) -> Self {
+        let tokens = header.step * settings.batch as u64;
+        StepRecord {
+            step: header.step,
+            tokens,
+            seconds: header.seconds,
+            loss: stats.loss,
+            auxk_loss: stats.auxk_loss,
+            explained_variance: stats.explained_variance,
+            l0: stats.l0,
+            dead_share: stats.dead_latents as f64 / settings.encoder.latents() as f64,
+            dead_rows: stats.dead_rows,
+            revived_rows: stats.revived_rows,
+            learning_rate: f64::from(rate),
+            tokens_per_second: tokens as f64 / header.seconds.max(1e-9),
+        }
+    }
+}
+
+/// One evaluation on held-out tokens.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EvalRecord {
+    /// Steps done.
+    pub step: u64,
+    /// What was found.
+    pub evaluation: Evaluation,
+}
+
+/// Writes log entries as they come.
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+    steps: Vec<StepRecord>,
+    evaluations: Vec<EvalRecord>,
+}
+
+impl MetricsLog {
+    /// Opens the log; entries after step `done`, of a run that went further than its last checkpoint, are dropped.
+    ///
+    /// # Errors
+    /// [`kronsae::Status::Io`].
+    pub fn open(path: &Path, _events: &Path, done: u64) -> Result<Self> {
+        let name = path.display().to_string();
+        let old = std::fs::read_to_string(path).unwrap_or_default();
+        let (mut steps, mut evaluations) = (Vec::new(), Vec::new());
+        let mut kept = String::new();
+        // A line may be torn where the process was killed; it parses as neither and is dropped.
+        for line in old.lines() {
+            if let Ok(record) = serde_json::from_str::<StepRecord>(line) {
+                if record.step > done {
+                    continue;
+                }
+                steps.push(record);
+            } else if let Ok(record) = serde_json::from_str::<EvalRecord>(line) {
+                if record.step > done {
+                    continue;
+                }
+                evaluations.push(record);
+            } else {
+                continue;
+            }
+            kept.push_str(line);
+            kept.push('\n');
+        }
+        kronsae::tensor_file::replace(path, |sink| sink.write_all(kept.as_bytes()))?;
+        let file = File::options().append(true).open(path).map_err(|e| Error::io("open", &name, &e))?;
+        Ok(MetricsLog { path: path.to_owned(), file, steps, evaluations })
+    }
+
+    fn line(&mut self, record: &impl Serialize) -> Result<()> {
+        let name = self.path.display().to_string();
+        let mut line = serde_json::to_vec(record).map_err(|e| Error::invalid(format!("{name}: {e}")))?;
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(|e| Error::io("write", &name, &e))
+    }
+
+    pub(crate) fn step(&mut self, record: &StepRecord) -> Result<()> {
+        self.line(record)?;
+        self.steps.push(record.clone());
+        Ok(())
+    }
+
+    pub(crate) fn evaluation(&mut self, record: &EvalRecord) -> Result<()> {
+        self.line(record)?;
+        self.evaluations.push(record.clone());
+        Ok(())
+    }
+
+    pub(crate) fn finish(self) -> Result<(Vec<StepRecord>, Vec<EvalRecord>)> {
+        let name = self.path.display().to_string();
+        self.file.sync_all().map_err(|e| Error::io("write", &name, &e))?;
+        Ok((self.steps, self.evaluations))
+    }
+}

@@ -1,0 +1,322 @@
+//! The training loop: batches in, checkpoints and one model file out. It knows no device and prints nothing; what
+//! happens is told to an [`Observer`].
+
+use crate::backend::cpu::CpuBackend;
+use crate::backend::{AuxK, Backend, StepInput, StepSettings, StepStats, TrainState};
+use crate::checkpoint::{self, Header};
+use crate::data::{Batches, Dataset, Normalisation};
+use crate::eval::{EvalOptions, Evaluation, evaluate};
+use crate::fold::Folded;
+use crate::metrics::{EvalRecord, MetricsLog, StepRecord};
+use crate::schedule::Schedule;
+use crate::settings::{BackendKind, Settings};
+use kronsae::sae::{Config, Sae, Selection, padded};
+use kronsae::{Aligned, Error, Result, Status};
+use serde_json::json;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Tokens at most of which mean and scale are measured.
+const NORMALISATION_TOKENS: usize = 1 << 20;
+/// Training tokens at most on which the finished model is evaluated beside the held-out ones.
+const TRAIN_EVALUATION_TOKENS: usize = 32_768;
+
+/// File names inside a run's folder.
+pub mod names {
+    /// The trained model.
+    pub const MODEL: &str = "model.safetensors";
+    /// The folder of checkpoints.
+    pub const CHECKPOINTS: &str = "checkpoints";
+    /// All settings of the run.
+    pub const CONFIG: &str = "config.toml";
+    /// One JSON object for each log entry and evaluation.
+    pub const METRICS: &str = "metrics.jsonl";
+    /// The page about the run.
+    pub const REPORT: &str = "report.html";
+}
+
+/// Tokens of a data set.
+#[derive(Clone)]
+pub struct Tokens {
+    /// The data set.
+    pub data: Arc<Dataset>,
+    /// Which of its tokens.
+    pub rows: Range<usize>,
+}
+
+/// Is told what happens, and may ask the run to stop.
+pub trait Observer {
+    /// A phase other than training has begun or gone on: `done` of `total` tokens.
+    fn phase(&mut self, what: &str, done: usize, total: usize);
+    /// A step was done.
+    fn step(&mut self, step: u64, stats: &StepStats, record: Option<&StepRecord>);
+    /// An evaluation on held-out tokens was done.
+    fn evaluated(&mut self, record: &EvalRecord);
+    /// Something the user should know; the run goes on.
+    fn note(&mut self, note: &str);
+    /// Whether to stop after this step, with a checkpoint.
+    fn should_stop(&self) -> bool;
+}
+
+/// What a finished run leaves.
+pub struct Finished {
+    /// The model as the file has it.
+    pub sae: Arc<Sae>,
+    /// Where it is.
+    pub model: PathBuf,
+    /// Its evaluation on (a sample of) the training tokens.
+    pub train: Evaluation,
+    /// Its evaluation on held-out tokens.
+    pub held_out: Option<Evaluation>,
+    /// Training tokens a second, evaluation and checkpoints aside.
+    pub tokens_per_second: f64,
+    /// All log entries.
+    pub steps: Vec<StepRecord>,
+    /// All evaluations.
+    pub evaluations: Vec<EvalRecord>,
+    /// Training tokens left out because they were not finite.
+    pub skipped: u64,
+    /// Who computed.
+    pub backend: String,
+}
+
+/// How a run ended.
+pub enum Outcome {
+    /// The model is written.
+    Finished(Box<Finished>),
+    /// Stopped when asked to, with a checkpoint after this many steps.
+    Stopped {
+        /// Steps done.
+        step: u64,
+    },
+}
+
+/// Trains on `train`, evaluates on `held_out`, writes everything into `out`. With `resume`, goes on from the newest
+/// checkpoint there, if there is one.
+///
+/// # Errors
+/// Those of reading data and writing files; [`Status::InvalidArgument`] if a checkpoint belongs to other settings or
+/// other data; [`Status::Internal`] if training diverged.
+pub fn run(
+    settings: &Settings,
+    train: &Tokens,
+    held_out: Option<&Tokens>,
+    out: &Path,
+    resume: bool,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    let checkpoints = out.join(names::CHECKPOINTS);
+    let fingerprint = format!("{}rows{:?}", train.data.fingerprint()?, train.rows);
+    let (mut header, state, normalisation) = start(settings, train, &checkpoints, &fingerprint, resume, observer)?;
+    let normalisation = Arc::new(normalisation);
+    let mut backend = backend(settings, state, observer)?;
+    let mut metrics = MetricsLog::open(&out.join(names::METRICS), out, header.step)?;
+    let schedule = Schedule {
+        peak: settings.lr,
+        last: settings.lr * settings.lr_end,
+        warmup: settings.warmup,
+        steps: settings.steps,
+    };
+    let config = model_config(settings, train, &normalisation)?;
+    let mut batches = Batches::new(
+        Arc::clone(&train.data),
+        train.rows.clone(),
+        settings.batch,
+        settings.shuffle_window,
+        settings.seed,
+        Arc::clone(&normalisation),
+    )?;
+    let stride = padded(settings.d_model);
+    let mut x = Aligned::zeroed(settings.batch * stride, "a batch")?;
+    let mut saved = header.step;
+
+    while header.step < settings.steps {
+        let started = Instant::now();
+        let filled = batches.fill(header.step, &mut x, stride)?;
+        let rate = schedule.rate(header.step);
+        let input = StepInput { x: &x, rows: filled.rows, stride, step: header.step, learning_rate: rate };
+        let stats = backend.step(input)?;
+        header.seconds += started.elapsed().as_secs_f64();
+        header.skipped += filled.skipped as u64;
+        header.step += 1;
+        let last = header.step == settings.steps;
+        let logged = header.step.is_multiple_of(settings.log_every) || last || header.step == 1;
+        let record = logged.then(|| StepRecord::new(&header, settings, &stats, rate));
+        if let Some(record) = &record {
+            metrics.step(record)?;
+        }
+        observer.step(header.step, &stats, record.as_ref());
+        let stop = observer.should_stop() && !last;
+        if header.step.is_multiple_of(settings.checkpoint_every) || last || stop {
+            match checkpoint::save(&checkpoints, &header, backend.state()?, &normalisation) {
+                Ok(()) => saved = header.step,
+                // The run is worth more than this checkpoint; the ones before it are whole.
+                Err(e) => observer.note(&format!("no checkpoint at step {}: {e}; training goes on", header.step)),
+            }
+        }
+        if stop {
+            if saved != header.step {
+                return Err(Error::new(Status::Io, format!("stopped at step {}, but its checkpoint could not be written", header.step)));
+            }
+            return Ok(Outcome::Stopped { step: header.step });
+        }
+        if settings.eval_every > 0 && header.step.is_multiple_of(settings.eval_every) && !last
+            && let Some(tokens) = held_out
+        {
+            let sae = Folded::new(backend.state()?, &normalisation, settings.dtype.dtype())?.sae(backend.state()?, config.clone())?;
+            let evaluation = evaluated(&Arc::new(sae), tokens, settings.threads, "evaluating", observer)?;
+            let record = EvalRecord { step: header.step, evaluation };
+            metrics.evaluation(&record)?;
+            observer.evaluated(&record);
+        }
+    }
+    drop((batches, x));
+
+    let model = out.join(names::MODEL);
+    Folded::new(backend.state()?, &normalisation, settings.dtype.dtype())?.write(backend.state()?, &config, &model)?;
+    let name = backend.name();
+    drop(backend);
+    // What is reported is what the file holds, not what memory held.
+    let sae = Arc::new(Sae::open(&model)?);
+    let rows = train.rows.start..train.rows.end.min(train.rows.start + TRAIN_EVALUATION_TOKENS);
+    let sample = Tokens { data: Arc::clone(&train.data), rows };
+    let train = evaluated(&sae, &sample, settings.threads, "evaluating on training tokens", observer)?;
+    let held_out = match held_out {
+        None => None,
+        Some(tokens) => {
+            let evaluation = evaluated(&sae, tokens, settings.threads, "evaluating on held-out tokens", observer)?;
+            let record = EvalRecord { step: header.step, evaluation };
+            metrics.evaluation(&record)?;
+            observer.evaluated(&record);
+            Some(record.evaluation)
+        }
+    };
+    let (steps, evaluations) = metrics.finish()?;
+    Ok(Outcome::Finished(Box::new(Finished {
+        sae,
+        model,
+        train,
+        held_out,
+        tokens_per_second: (header.step * settings.batch as u64) as f64 / header.seconds.max(1e-9),
+        steps,
+        evaluations,
+        skipped: header.skipped,
+        backend: name,
+    })))
+}
+
+/// The state to start from: the newest checkpoint's, or a new one.
+fn start(
+    settings: &Settings,
+    train: &Tokens,
+    checkpoints: &Path,
+    fingerprint: &str,
+    resume: bool,
+    observer: &mut dyn Observer,
+) -> Result<(Header, TrainState, Normalisation)> {
+    let name = checkpoints.display().to_string();
+    std::fs::create_dir_all(checkpoints).map_err(|e| Error::io("create", &name, &e))?;
+    if resume {
+        check_newest(checkpoints, &settings.identity(), fingerprint)?;
+        let mut damaged = |e: &Error| observer.note(&format!("passed over a damaged checkpoint: {e}"));
+        if let Some(loaded) = checkpoint::load_newest(checkpoints, settings.encoder, settings.d_model, &mut damaged)? {
+            observer.note(&format!("resumed after step {}", loaded.0.step));
+            return Ok(loaded);
+        }
+        observer.note("no checkpoint yet; starting from the beginning");
+    }
+    let total = train.rows.len();
+    let mut progress = |done: usize| observer.phase("measuring mean and scale", done, total);
+    let normalisation = Normalisation::measure(&train.data, train.rows.clone(), NORMALISATION_TOKENS, &mut progress)?;
+    let state = TrainState::new(settings.encoder, settings.d_model, settings.seed)?;
+    let header =
+        Header { step: 0, skipped: 0, seconds: 0.0, settings: settings.identity(), data: fingerprint.to_owned() };
+    Ok((header, state, normalisation))
+}
+
+/// Refuses checkpoints of other settings or other data, before their tensors are read.
+fn check_newest(checkpoints: &Path, settings: &str, data: &str) -> Result<()> {
+    for path in checkpoint::list(checkpoints)?.iter().rev() {
+        let Ok(header) = kronsae::tensor_file::TensorFile::open(path).and_then(|file| checkpoint::header(&file)) else {
+            continue;
+        };
+        for (what, found, expected) in [("settings", header.settings.as_str(), settings), ("data", &header.data, data)] {
+            if found != expected {
+                let name = path.display();
+                return Err(Error::invalid(format!(
+                    "{name} was made with other {what}; cannot resume\n  then: {found}\n  now:  {expected}"
+                )));
+            }
+        }
+        return Ok(());
+    }
+    Ok(())
+}
+
+fn backend(settings: &Settings, state: TrainState, observer: &mut dyn Observer) -> Result<Box<dyn Backend>> {
+    match settings.backend {
+        BackendKind::Cuda => Err(Error::new(
+            Status::Unsupported,
+            "--backend cuda: this build has no CUDA backend; use --backend cpu or auto",
+        )),
+        BackendKind::Auto | BackendKind::Cpu => {
+            if settings.backend == BackendKind::Auto {
+                observer.note("backend: cpu (this build has no CUDA backend)");
+            }
+            let auxk = (settings.auxk > 0.0).then_some(AuxK { k: settings.auxk_k, coefficient: settings.auxk as f32 });
+            let step = StepSettings {
+                k: settings.k,
+                auxk,
+                dead_after: settings.dead_after,
+                revive_rows: settings.revive_rows,
+                mand_epsilon: 1e-6,
+                betas: (0.9, 0.999),
+                adam_epsilon: 1e-8,
+                clip: (settings.clip > 0.0).then_some(settings.clip as f32),
+            };
+            Ok(Box::new(CpuBackend::new(state, step, settings.batch, settings.threads)?))
+        }
+    }
+}
+
+/// The config of the model file: shape and selection, where the activations came from, and what made it.
+fn model_config(settings: &Settings, train: &Tokens, normalisation: &Normalisation) -> Result<Config> {
+    let mut config =
+        Config::new(settings.encoder, settings.d_model, Selection::TopK(settings.k), normalisation.scale)?;
+    let mut source = serde_json::Map::new();
+    for key in ["model", "hook", "layer"] {
+        if let Some(value) = train.data.metadata(key) {
+            // A layer is a number wherever it can be.
+            let value = value.parse::<u64>().map_or_else(|_| json!(value), |number| json!(number));
+            source.insert(key.to_owned(), value);
+        }
+    }
+    config.json.insert("source".to_owned(), source.into());
+    let training = json!({
+        "tool": concat!("kronsae ", env!("CARGO_PKG_VERSION")),
+        "tokens": settings.steps * settings.batch as u64,
+        "steps": settings.steps,
+        "batch": settings.batch,
+        "learning_rate": settings.lr,
+        "k": settings.k,
+        "auxk": settings.auxk,
+        "seed": settings.seed,
+        "dataset_tokens": train.rows.len(),
+    });
+    config.json.insert("training".to_owned(), training);
+    Ok(config)
+}
+
+fn evaluated(
+    sae: &Arc<Sae>,
+    tokens: &Tokens,
+    threads: usize,
+    what: &str,
+    observer: &mut dyn Observer,
+) -> Result<Evaluation> {
+    let total = tokens.rows.len();
+    let mut progress = |done: usize| observer.phase(what, done, total);
+    evaluate(sae, &tokens.data, tokens.rows.clone(), &EvalOptions { threads }, &mut progress)
+}
