@@ -52,4 +52,4 @@ pub use error::{Error, Result, Status};
 pub use float_env::FloatEnv;
 pub use memory::{ALIGNMENT, Aligned};
 pub use sae::Sae;
-pub use simd::{Isa, Level as IsaLevel, Term, gathered_dots, gathered_sum};
+pub use simd::{AMX_BLOCK, Amx, AmxWeights, Isa, Level as IsaLevel, Term, gathered_dots, gathered_sum};

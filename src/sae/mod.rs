@@ -95,12 +95,18 @@ impl Sae {
         let (rows, latents, d) = (config.encoder.rows(), config.encoder.latents(), config.d_model);
         let found = [encoder.weight.rows(), encoder.weight.cols(), encoder.bias.len()];
         if found != [rows, d, rows] || encoder.threshold.as_ref().is_some_and(|t| t.len() != latents) {
-            return Err(Error::invalid(format!("encoder weights are {found:?}, the config asks for {:?}", [rows, d, rows])));
+            return Err(Error::invalid(format!(
+                "encoder weights are {found:?}, the config asks for {:?}",
+                [rows, d, rows]
+            )));
         }
         if let Some(decoder) = &decoder {
             let found = [decoder.weight.rows(), decoder.weight.cols(), decoder.bias.len()];
             if found != [latents, d, d] {
-                return Err(Error::invalid(format!("decoder weights are {found:?}, the config asks for {:?}", [latents, d, d])));
+                return Err(Error::invalid(format!(
+                    "decoder weights are {found:?}, the config asks for {:?}",
+                    [latents, d, d]
+                )));
             }
         }
         Ok(Sae { config, encoder, decoder, calibration: None })

@@ -3,9 +3,12 @@
 //! `dot/1` (the canonical pre-activation) is defined on 16 accumulators, so the unit of every kernel is a vector of 16
 //! f32 ([`F32x16`]): one AVX-512 register, two AVX registers, or an array. All give the same bits.
 
+mod amx;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+pub use amx::{AMX_BLOCK, Amx, AmxWeights};
 
 use crate::error::{Error, Result, Status};
 use crate::sae::{ElementsRef, MatrixRef};

@@ -48,7 +48,9 @@ pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     for entry in entries {
         let path = entry.map_err(|e| Error::io("list", &name, &e))?.path();
         let is_checkpoint = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| {
-            n.strip_prefix("step-").and_then(|n| n.strip_suffix(".safetensors")).is_some_and(|n| n.parse::<u64>().is_ok())
+            n.strip_prefix("step-")
+                .and_then(|n| n.strip_suffix(".safetensors"))
+                .is_some_and(|n| n.parse::<u64>().is_ok())
         });
         if is_checkpoint {
             found.push(path);
@@ -82,7 +84,9 @@ pub fn save(folder: &Path, header: &Header, state: &TrainState, normalisation: &
             [("", &parameter.value), (".first_moment", &parameter.first), (".second_moment", &parameter.second)]
         {
             let rows = move |sink: &mut dyn Write| {
-                values.chunks_exact(parameter.stride).try_for_each(|row| tensor_file::write_f32(sink, &row[..parameter.cols]))
+                values
+                    .chunks_exact(parameter.stride)
+                    .try_for_each(|row| tensor_file::write_f32(sink, &row[..parameter.cols]))
             };
             let shape = [parameter.rows, parameter.cols];
             tensors.push(TensorOut::new(&format!("{name}{part}"), TensorDtype::F32, &shape, Box::new(rows)));

@@ -84,7 +84,13 @@ impl Folded {
             ),
             encoder_bias: &self.encoder_bias,
             encoder_threshold: None,
-            decoder_weight: ModelWriter::rows(Which::Decoder, &decoder.value, decoder_shape, decoder.stride, self.dtype),
+            decoder_weight: ModelWriter::rows(
+                Which::Decoder,
+                &decoder.value,
+                decoder_shape,
+                decoder.stride,
+                self.dtype,
+            ),
             decoder_bias: &self.decoder_bias,
             calibration: None,
         }

@@ -100,7 +100,9 @@ impl Observer for Progress {
             100.0 * record.dead_share,
             record.tokens_per_second
         );
-        if !self.terminal && (self.last_line.elapsed() > Duration::from_secs(10) || step == self.total_steps || step == 1) {
+        if !self.terminal
+            && (self.last_line.elapsed() > Duration::from_secs(10) || step == self.total_steps || step == 1)
+        {
             eprintln!("step {step}/{}  {message}", self.total_steps);
             self.last_line = Instant::now();
         }
@@ -112,7 +114,10 @@ impl Observer for Progress {
         self.held_out = Some(record.evaluation.explained_variance.pooled);
         if !self.terminal {
             let ev = &record.evaluation.explained_variance;
-            eprintln!("step {}/{}  held-out EV {:.4} pooled, {:.4} per token", record.step, self.total_steps, ev.pooled, ev.per_token_mean);
+            eprintln!(
+                "step {}/{}  held-out EV {:.4} pooled, {:.4} per token",
+                record.step, self.total_steps, ev.pooled, ev.per_token_mean
+            );
         }
     }
 

@@ -158,14 +158,20 @@ pub fn run(
         }
         if stop {
             if saved != header.step {
-                return Err(Error::new(Status::Io, format!("stopped at step {}, but its checkpoint could not be written", header.step)));
+                return Err(Error::new(
+                    Status::Io,
+                    format!("stopped at step {}, but its checkpoint could not be written", header.step),
+                ));
             }
             return Ok(Outcome::Stopped { step: header.step });
         }
-        if settings.eval_every > 0 && header.step.is_multiple_of(settings.eval_every) && !last
+        if settings.eval_every > 0
+            && header.step.is_multiple_of(settings.eval_every)
+            && !last
             && let Some(tokens) = held_out
         {
-            let sae = Folded::new(backend.state()?, &normalisation, settings.dtype.dtype())?.sae(backend.state()?, config.clone())?;
+            let sae = Folded::new(backend.state()?, &normalisation, settings.dtype.dtype())?
+                .sae(backend.state()?, config.clone())?;
             let evaluation = evaluated(&Arc::new(sae), tokens, settings.threads, "evaluating", observer)?;
             let record = EvalRecord { step: header.step, evaluation };
             metrics.evaluation(&record)?;
@@ -242,7 +248,8 @@ fn check_newest(checkpoints: &Path, settings: &str, data: &str) -> Result<()> {
         let Ok(header) = kronsae::tensor_file::TensorFile::open(path).and_then(|file| checkpoint::header(&file)) else {
             continue;
         };
-        for (what, found, expected) in [("settings", header.settings.as_str(), settings), ("data", &header.data, data)] {
+        for (what, found, expected) in [("settings", header.settings.as_str(), settings), ("data", &header.data, data)]
+        {
             if found != expected {
                 let name = path.display();
                 return Err(Error::invalid(format!(
@@ -268,6 +275,7 @@ fn backend(settings: &Settings, state: TrainState, observer: &mut dyn Observer) 
             let auxk = (settings.auxk > 0.0).then_some(AuxK { k: settings.auxk_k, coefficient: settings.auxk as f32 });
             let step = StepSettings {
                 k: settings.k,
+                precision: settings.precision,
                 auxk,
                 dead_after: settings.dead_after,
                 revive_rows: settings.revive_rows,
@@ -283,8 +291,7 @@ fn backend(settings: &Settings, state: TrainState, observer: &mut dyn Observer) 
 
 /// The config of the model file: shape and selection, where the activations came from, and what made it.
 fn model_config(settings: &Settings, train: &Tokens, normalisation: &Normalisation) -> Result<Config> {
-    let mut config =
-        Config::new(settings.encoder, settings.d_model, Selection::TopK(settings.k), normalisation.scale)?;
+    let mut config = Config::new(settings.encoder, settings.d_model, Selection::TopK(settings.k), normalisation.scale)?;
     let mut source = serde_json::Map::new();
     for key in ["model", "hook", "layer"] {
         if let Some(value) = train.data.metadata(key) {

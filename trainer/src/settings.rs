@@ -1,5 +1,6 @@
 //! What a training run is told: flags and a TOML file with the same names, merged over defaults.
 
+use crate::backend::{Precision, cpu};
 use clap::{Args, ValueEnum};
 use kronsae::sae::Encoder;
 use kronsae::{Dtype, Error, Result};
@@ -26,6 +27,18 @@ pub enum BackendKind {
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
+}
+
+/// How pre-activations are computed in training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrecisionChoice {
+    /// bf16 where the device multiplies it much faster, else f32.
+    Auto,
+    /// f32 throughout.
+    F32,
+    /// Latents are chosen by bf16 products; their values and all gradients are f32.
+    Bf16,
 }
 
 /// Element type of the weights in the model file.
@@ -130,6 +143,9 @@ pub struct TrainArgs {
     /// Who computes [default: auto]
     #[arg(long, value_enum, help_heading = "Running")]
     pub backend: Option<BackendKind>,
+    /// How pre-activations are computed; results depend on it, and a resumed run keeps it [default: auto]
+    #[arg(long, value_enum, help_heading = "Running")]
+    pub precision: Option<PrecisionChoice>,
     /// Steps between checkpoints [default: 1000]
     #[arg(long, value_name = "STEPS", help_heading = "Running")]
     pub checkpoint_every: Option<u64>,
@@ -158,7 +174,7 @@ impl TrainArgs {
         let over = self;
         merge!(over over under: hold_out, shuffle_window, encoder, heads, base, extension, latents, k, dtype, tokens, batch,
             lr, lr_end, warmup, seed, auxk, auxk_k, dead_after, revive_rows, clip_previous_step, threads, backend,
-            checkpoint_every, eval_every, log_every)
+            precision, checkpoint_every, eval_every, log_every)
     }
 
     /// Reads a TOML file of settings.
@@ -199,7 +215,10 @@ impl TrainArgs {
         let steps = tokens.div_ceil(batch as u64);
         let k = self.k.unwrap_or(32);
         if k == 0 || k > encoder.latents() {
-            return Err(Error::invalid(format!("--k {k}: expected 1 to {} (the number of latents)", encoder.latents())));
+            return Err(Error::invalid(format!(
+                "--k {k}: expected 1 to {} (the number of latents)",
+                encoder.latents()
+            )));
         }
         let number = |flag: &str, value: f64, range: std::ops::RangeInclusive<f64>| {
             if range.contains(&value) {
@@ -230,6 +249,11 @@ impl TrainArgs {
             shuffle_window: positive("shuffle-window", self.shuffle_window.unwrap_or(default_window.max(256)))?,
             threads: positive("threads", self.threads.unwrap_or(cores))?,
             backend: self.backend.unwrap_or(BackendKind::Auto),
+            precision: match self.precision.unwrap_or(PrecisionChoice::Auto) {
+                PrecisionChoice::Auto => cpu::fastest_precision()?,
+                PrecisionChoice::F32 => Precision::F32,
+                PrecisionChoice::Bf16 => Precision::Bf16,
+            },
             checkpoint_every: positive("checkpoint-every", self.checkpoint_every.unwrap_or(1000))?,
             eval_every: self.eval_every.unwrap_or((steps / 10).max(1)),
             log_every: positive("log-every", self.log_every.unwrap_or(10))?,
@@ -286,6 +310,8 @@ pub struct Settings {
     pub threads: usize,
     /// Who computes.
     pub backend: BackendKind,
+    /// How pre-activations are computed.
+    pub precision: Precision,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
     /// Steps between evaluations; 0: only the last.
@@ -300,7 +326,7 @@ impl Settings {
     #[must_use]
     pub fn identity(&self) -> String {
         format!(
-            "{:?} d{} k{} {:?} steps{} batch{} lr{} end{} warmup{} seed{} auxk{}x{} dead{} revive{} clip{} window{}",
+            "{:?} d{} k{} {:?} steps{} batch{} lr{} end{} warmup{} seed{} auxk{}x{} dead{} revive{} clip{} window{} {:?}",
             self.encoder,
             self.d_model,
             self.k,
@@ -316,7 +342,8 @@ impl Settings {
             self.dead_after,
             self.revive_rows,
             self.clip,
-            self.shuffle_window
+            self.shuffle_window,
+            self.precision
         )
     }
 
@@ -343,6 +370,10 @@ impl Settings {
             clip_previous_step: Some(self.clip),
             threads: Some(self.threads),
             backend: Some(self.backend),
+            precision: Some(match self.precision {
+                Precision::F32 => PrecisionChoice::F32,
+                Precision::Bf16 => PrecisionChoice::Bf16,
+            }),
             checkpoint_every: Some(self.checkpoint_every),
             eval_every: Some(self.eval_every),
             log_every: Some(self.log_every),

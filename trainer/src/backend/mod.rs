@@ -16,11 +16,22 @@ pub struct AuxK {
     pub coefficient: f32,
 }
 
+/// How pre-activations are computed in training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// In f32.
+    F32,
+    /// In bf16 with f32 sums, to choose latents by; the values and gradients of those are f32 all the same.
+    Bf16,
+}
+
 /// What a run keeps for all its steps.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepSettings {
     /// K of TopK.
     pub k: usize,
+    /// How pre-activations are computed.
+    pub precision: Precision,
     /// AuxK, or none.
     pub auxk: Option<AuxK>,
     /// Tokens without firing after which a latent is dead, and without a positive pre-activation after which a row is.

@@ -2,7 +2,7 @@
 
 use crate::data::Dataset;
 use crate::progress::Progress;
-use crate::run::{self, Finished, Outcome, Tokens, names, run};
+use crate::run::{Finished, Outcome, Tokens, names, run};
 use crate::settings::{Settings, TrainArgs};
 use kronsae::{Error, Result, tensor_file};
 use serde_json::json;
@@ -82,7 +82,7 @@ pub(crate) fn plan(args: TrainArgs) -> Result<Plan> {
 /// Runs the command.
 ///
 /// # Errors
-/// Those of [`run::run`], and a folder that already holds another run.
+/// Those of [`run`], and a folder that already holds another run.
 pub fn run_command(args: Args) -> Result<()> {
     let config_path = args.out.join(names::CONFIG);
     let mut given = args.settings;
@@ -168,7 +168,7 @@ fn describe(finished: &Finished, out: &Path) -> String {
     }
     let _ = writeln!(text, "{:.0} tokens/s on {}", finished.tokens_per_second, finished.backend);
     let _ = writeln!(text, "model: {}", finished.model.display());
-    let report = out.join(run::names::REPORT);
+    let report = out.join(names::REPORT);
     if report.exists() {
         let _ = writeln!(text, "report: {}", report.display());
     }

@@ -38,15 +38,16 @@ impl Scratch {
         Scratch { selector, picks: Vec::new(), dots: Vec::new(), terms: Vec::new() }
     }
 
-    /// One token: `x` and its pre-activations `y` in, everything in `token` out. Returns how many latents and how many
-    /// encoder-row entries were written. `scale` is that of the loss: 2 / (tokens * d).
+    /// One token: `x` and its pre-activations `y` in, everything in `token` out. Where `y` is not `exact`, the entries
+    /// that matter are made so. Returns how many latents and how many encoder-row entries were written. `scale` is that of the loss: 2 / (tokens * d).
     pub(super) fn token(
         &mut self,
         isa: Isa,
         state: &TrainState,
         settings: &StepSettings,
+        exact: bool,
         x: &[f32],
-        y: &[f32],
+        y: &mut [f32],
         scale: f32,
         token: &mut Token<'_>,
         sums: &mut Sums,
@@ -56,9 +57,21 @@ impl Scratch {
         if self.selector.select(y) == RowOutcome::NotFinite {
             sums.not_finite += 1;
         } else {
-            let value = |product: f32| if kron { product.sqrt() } else { product };
-            let selected = self.selector.selected();
-            self.terms.extend(selected.map(|(f, product)| Term { row: f as u32, coefficient: value(product) }));
+            if !exact {
+                self.recompute(isa, state, x, y);
+            }
+            for (f, product) in self.selector.selected() {
+                let product = match (exact, state.encoder.rows_of(f)) {
+                    (true, _) => product,
+                    (false, (a, b)) if a == b => y[a],
+                    // A row that was only just positive in bf16 may not be; its latent is then left out.
+                    (false, (a, b)) => y[a].max(0.0) * y[b].max(0.0),
+                };
+                if product > 0.0 {
+                    let coefficient = if kron { product.sqrt() } else { product };
+                    self.terms.push(Term { row: f as u32, coefficient });
+                }
+            }
         }
         let decoder = &state.decoder_weight;
         token.gradient.copy_from_slice(&state.decoder_bias.value[..token.gradient.len()]);
@@ -72,6 +85,26 @@ impl Scratch {
         token.latents[..self.terms.len()].copy_from_slice(&self.terms);
         let rows = encoder_gradients(state.encoder, settings.mand_epsilon, &self.terms, &self.dots, y, token.rows);
         (self.terms.len(), rows)
+    }
+
+    /// Replaces the pre-activations behind the selected latents by those of `dot/1`.
+    fn recompute(&mut self, isa: Isa, state: &TrainState, x: &[f32], y: &mut [f32]) {
+        self.picks.clear();
+        for (f, _) in self.selector.selected() {
+            let (a, b) = state.encoder.rows_of(f);
+            self.picks.push(a as u32);
+            if a != b {
+                self.picks.push(b as u32);
+            }
+        }
+        self.picks.sort_unstable();
+        self.picks.dedup();
+        self.dots.resize(self.picks.len(), 0.0);
+        let weight = &state.encoder_weight;
+        gathered_dots(isa, &weight.value, weight.stride, &self.picks, x, &mut self.dots);
+        for (&row, &dot) in self.picks.iter().zip(&self.dots) {
+            y[row as usize] = dot + state.encoder_bias.value[row as usize];
+        }
     }
 
     /// Fills `dots` with the products of the gradient and each latent's decoder row.

@@ -8,23 +8,20 @@
 mod auxk;
 mod forward;
 mod kernels;
+mod linear;
 mod pairs;
 mod revive;
 mod update;
 
-use super::{Backend, Parameter, StepInput, StepSettings, StepStats, TrainState};
+use super::{Backend, Parameter, Precision, StepInput, StepSettings, StepStats, TrainState};
 use forward::{Scratch, Sums, Token};
-use kronsae::sae::{Encoder, MatrixRef, Selection};
+use kronsae::sae::{Encoder, Selection};
 use kronsae::threads::{Divided, Pool};
-use kronsae::{Aligned, Error, Isa, Result, Selector, Status, pre_activations};
+use kronsae::{Aligned, Amx, Error, Isa, Result, Selector, Status};
+use linear::{Linear, TILE, TileSpace};
 use pairs::{ByRow, Touched};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use update::{Gradients, Sink};
-
-/// Tokens whose pre-activations a thread has at a time; also the grain of all sums over tokens.
-const TILE: usize = 48;
-/// Encoder rows that pass by a tile at a time: what the first-level cache holds beside a few tokens.
-const BLOCK_ROWS: usize = 32;
 
 /// Computes training steps on the CPU.
 pub struct CpuBackend {
@@ -32,6 +29,7 @@ pub struct CpuBackend {
     state: TrainState,
     isa: Isa,
     pool: Pool,
+    linear: Linear,
     workers: Vec<WorkerSpace>,
     /// Gradient of the loss by x_hat, `[batch, stride]`.
     residual: Aligned<f32>,
@@ -43,8 +41,7 @@ pub struct CpuBackend {
 
 struct WorkerSpace {
     scratch: Scratch,
-    /// Pre-activations, `[TILE, rows]`.
-    y: Aligned<f32>,
+    tile: TileSpace,
     /// Which rows were positive for some token of this step.
     positive: Vec<u32>,
 }
@@ -69,11 +66,16 @@ impl CpuBackend {
             Encoder::Kron { .. } => 2 * settings.k,
             Encoder::Dense { .. } => settings.k,
         };
+        let amx = match settings.precision {
+            Precision::F32 => None,
+            Precision::Bf16 => Some(bf16(isa)?),
+        };
+        let linear = Linear::new(amx, &state)?;
         let mut workers = Vec::new();
         for _ in 0..threads {
             workers.push(WorkerSpace {
                 scratch: Scratch::new(Selector::new(encoder, Selection::TopK(settings.k), None, isa)?),
-                y: Aligned::zeroed(TILE * rows, "pre-activations")?,
+                tile: linear.space(&state)?,
                 positive: vec![0; rows],
             });
         }
@@ -81,6 +83,7 @@ impl CpuBackend {
             settings,
             isa,
             pool: Pool::new(threads, "train")?,
+            linear,
             workers,
             residual: Aligned::zeroed(batch * state.encoder_weight.stride, "residuals")?,
             latents: Touched::new(batch, settings.k),
@@ -204,6 +207,8 @@ impl CpuBackend {
         let tiles = input.rows.div_ceil(TILE);
         let mut sums = vec![Sums::default(); tiles];
         let mut biases = vec![0.0_f32; tiles * stride];
+        self.linear.prepare(&mut self.pool, &self.state)?;
+        let exact = self.linear.is_exact();
         let (k, row_slots) = (self.latents.slots, self.rows.slots);
         {
             let to_sums = Divided::of(&mut sums);
@@ -214,8 +219,7 @@ impl CpuBackend {
             let latent_counts = Divided::of(&mut self.latents.counts);
             let row_entries = Divided::of(&mut self.rows.entries);
             let row_counts = Divided::of(&mut self.rows.counts);
-            let (state, settings, isa) = (&self.state, &self.settings, self.isa);
-            let weight = MatrixRef::f32(&state.encoder_weight.value, rows, state.encoder_weight.cols, stride);
+            let (state, settings, isa, linear) = (&self.state, &self.settings, self.isa, &self.linear);
             let next = AtomicUsize::new(0);
             self.pool.run(&|worker| {
                 // SAFETY: each thread takes the space of its own index.
@@ -228,18 +232,12 @@ impl CpuBackend {
                     }
                     let tokens = tile * TILE..((tile + 1) * TILE).min(input.rows);
                     let x = &input.x[tokens.start * stride..tokens.end * stride];
-                    let mut block = 0;
-                    while block < rows {
-                        let end = (block + BLOCK_ROWS).min(rows);
-                        let bias = &state.encoder_bias.value;
-                        pre_activations(isa, weight, bias, x, stride, tokens.len(), block..end, &mut space.y, rows);
-                        block = end;
-                    }
+                    linear.tile(isa, state, x, stride, tokens.len(), &mut space.tile);
                     let mut sum = Sums::default();
                     // SAFETY: every tile, and so every token, belongs to one thread.
                     let bias = unsafe { to_biases.slice(tile * stride..(tile + 1) * stride) };
                     for (t, token) in tokens.enumerate() {
-                        let y = &space.y[t * rows..][..rows];
+                        let y = &mut space.tile.y[t * space.tile.stride..][..rows];
                         kernels::mark_positive(isa, y, &mut space.positive);
                         // SAFETY: as above.
                         let mut to = unsafe {
@@ -250,7 +248,8 @@ impl CpuBackend {
                             }
                         };
                         let x = &input.x[token * stride..(token + 1) * stride];
-                        let (used, rows) = space.scratch.token(isa, state, settings, x, y, scale, &mut to, &mut sum);
+                        let (used, rows) =
+                            space.scratch.token(isa, state, settings, exact, x, y, scale, &mut to, &mut sum);
                         kernels::add(isa, bias, to.gradient);
                         // SAFETY: as above.
                         unsafe {
@@ -308,8 +307,26 @@ impl Backend for CpuBackend {
     }
 
     fn name(&self) -> String {
-        format!("cpu ({}, {} threads)", self.isa.name(), self.pool.threads())
+        let products = if self.linear.is_exact() { "f32" } else { "bf16 products by AMX" };
+        format!("cpu ({}, {products}, {} threads)", self.isa.name(), self.pool.threads())
     }
+}
+
+/// The fastest precision that this CPU has: what `--precision auto` means here.
+///
+/// # Errors
+/// As [`Isa::detect`].
+pub fn fastest_precision() -> Result<Precision> {
+    Ok(if Amx::detect(Isa::detect()?).is_some() { Precision::Bf16 } else { Precision::F32 })
+}
+
+fn bf16(isa: Isa) -> Result<Amx> {
+    Amx::detect(isa).ok_or_else(|| {
+        Error::new(
+            Status::Unsupported,
+            "--precision bf16 needs a CPU with AMX (and KRONSAE_ISA not below avx512); use --precision f32 or auto",
+        )
+    })
 }
 
 impl Parameter {
