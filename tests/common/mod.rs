@@ -93,7 +93,14 @@ pub(crate) fn naive_select(
 }
 
 /// A model file of random weights; returns nothing, the file is the result.
-pub(crate) fn write_random_model(path: &Path, encoder: Encoder, d: usize, selection: Selection, dtype: Dtype, rng: &mut Rng) {
+pub(crate) fn write_random_model(
+    path: &Path,
+    encoder: Encoder,
+    d: usize,
+    selection: Selection,
+    dtype: Dtype,
+    rng: &mut Rng,
+) {
     let config = Config::new(encoder, d, selection, 1.5).unwrap();
     let weight = rng.vec(encoder.rows() * d);
     let decoder = rng.vec(encoder.latents() * d);
@@ -151,7 +158,12 @@ pub(crate) struct NaiveLatents {
 }
 
 /// Selects from rows of pre-activations, `[rows, encoder.rows()]`.
-pub(crate) fn naive_latents(y: &[f32], encoder: Encoder, selection: Selection, thresholds: Option<&[f32]>) -> NaiveLatents {
+pub(crate) fn naive_latents(
+    y: &[f32],
+    encoder: Encoder,
+    selection: Selection,
+    thresholds: Option<&[f32]>,
+) -> NaiveLatents {
     let mut out = NaiveLatents { counts: vec![], indices: vec![], values: vec![], active: vec![], flags: vec![] };
     for y in y.chunks(encoder.rows()) {
         let latents = naive_select(y, encoder, selection, thresholds);
