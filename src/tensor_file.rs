@@ -8,7 +8,8 @@ use crate::error::{Error, Result, Status};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use safetensors::Dtype as TensorDtype;
 
@@ -85,7 +86,7 @@ impl<'a> TensorFile<'a> {
             )));
         }
         let header_size = usize::try_from(header_len).map_err(|_| bad("header does not fit memory".to_owned()))?;
-        let mut header_bytes = crate::memory::try_vec(header_size, 0_u8, "a file header")?;
+        let mut header_bytes = crate::memory::try_vec(header_size, 0_u8, "a file header").map_err(|e| e.within(&name))?;
         read_at(&name, &source, 8, &mut header_bytes, "the header")?;
         // Checks that names, shapes, dtypes and offsets agree and that the tensors cover the data without gap or overlap.
         let header: safetensors::tensor::Metadata =
@@ -303,26 +304,34 @@ pub fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>)
     let name = path.display().to_string();
     let file_name = path.file_name().ok_or_else(|| Error::invalid(format!("{name}: not a file name")))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Of this process and this call: writers of one target must not meet in one temporary file.
+    static CALLS: AtomicU64 = AtomicU64::new(0);
     let mut temporary = std::ffi::OsString::from(".");
     temporary.push(file_name);
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = folder.join(temporary);
+    temporary.push(format!(".{}-{}.tmp", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed)));
+    let temporary = Temporary(folder.join(temporary));
 
     let written = (|| {
-        let file = File::create(&temporary)?;
+        let file = File::create(&temporary.0)?;
         let mut sink = BufWriter::with_capacity(1 << 20, file);
         fill(&mut sink)?;
         sink.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        std::fs::rename(&temporary, path)?;
+        std::fs::rename(&temporary.0, path)?;
         // The rename itself must reach the disk. Some file systems refuse to sync a folder; the data is safe there all the same.
         let _ = File::open(folder).and_then(|f| f.sync_all());
         Ok(())
     })();
-    written.map_err(|e: io::Error| {
-        let _ = std::fs::remove_file(&temporary);
-        match e.kind() {
-            io::ErrorKind::InvalidInput => Error::invalid(format!("{name}: {e}")),
-            _ => Error::io("write", &name, &e),
-        }
+    written.map_err(|e: io::Error| match e.kind() {
+        io::ErrorKind::InvalidInput => Error::invalid(format!("{name}: {e}")),
+        _ => Error::io("write", &name, &e),
     })
+}
+
+/// A temporary file that goes with this value, also where a panic unwinds past it. Renamed, there is nothing to remove.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }

@@ -4,7 +4,7 @@ use super::config::{Config, Encoder, Selection};
 use super::weights::Matrix;
 use super::{Calibration, DecoderWeights, EncoderWeights, Sae};
 use crate::dtype::{Dtype, widen};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::memory::Aligned;
 use crate::tensor_file::{self, TensorDtype, TensorFile, TensorOut};
 use std::collections::BTreeMap;
@@ -37,6 +37,11 @@ impl Default for LoadOptions {
 }
 
 pub(super) fn load(file: &TensorFile<'_>, options: LoadOptions) -> Result<Sae> {
+    // An allocator knows of no file.
+    read(file, options).map_err(|e| if e.status() == Status::OutOfMemory { e.within(file.name()) } else { e })
+}
+
+fn read(file: &TensorFile<'_>, options: LoadOptions) -> Result<Sae> {
     let name = file.name();
     let bad = |what: String| Error::format(format!("{name}: {what}"));
     match file.metadata("format") {

@@ -1,0 +1,132 @@
+//! Writing: a file is complete and on disk, or the one before it is untouched and nothing else is left.
+
+use crate::common::{Rng, write_random_model};
+use crate::raw::Raw;
+use crate::{in_a_child, limit};
+use kronsae::sae::{Encoder, Selection};
+use kronsae::tensor_file::{self, TensorDtype, TensorOut};
+use kronsae::{Dtype, Sae, Status};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// A folder with a file that must survive, and a check that it did.
+struct Old(tempfile::TempDir, Vec<u8>);
+
+impl Old {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = Raw::kron("F32").bytes();
+        std::fs::write(folder.path().join("model.safetensors"), &bytes).unwrap();
+        Old(folder, bytes)
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.0.path().join("model.safetensors")
+    }
+
+    #[track_caller]
+    fn check(&self) {
+        assert_eq!(names(self.0.path()), ["model.safetensors"], "something was left behind");
+        assert!(std::fs::read(self.path()).unwrap() == self.1, "the old file was touched");
+    }
+}
+
+/// The limit on file sizes stands for a full disk: the write fails somewhere in the middle.
+#[test]
+fn a_disk_that_fills() {
+    in_a_child("writing::a_disk_that_fills", || {
+        let old = Old::new();
+        // SAFETY: SIG_IGN is a valid disposition; with it a write past the limit fails instead of killing the process.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+        limit(libc::RLIMIT_FSIZE, 3_000_000);
+        let zeros = vec![0.0; 2_000_000];
+        // Fails while the tensor is written; while the last buffer is flushed; before anything is written to disk.
+        for count in [2_000_000, 751_000] {
+            let tensors = vec![TensorOut::f32("x", &[count], &zeros[..count])];
+            let error = tensor_file::write(&old.path(), &BTreeMap::new(), tensors).unwrap_err();
+            assert_eq!(error.status(), Status::Io, "{error}");
+            assert!(error.message().starts_with(&old.path().display().to_string()), "{error}");
+            assert!(error.message().contains("cannot write"), "{error}");
+            old.check();
+        }
+        assert!(Sae::open(old.path()).is_ok());
+        // What fits is written all the same.
+        tensor_file::write(&old.path(), &BTreeMap::new(), vec![TensorOut::f32("x", &[9], &zeros[..9])]).unwrap();
+    });
+}
+
+#[test]
+fn a_source_that_fails_or_lies() {
+    let old = Old::new();
+    let source = |bytes: usize, fail: bool| {
+        let source = move |sink: &mut dyn std::io::Write| {
+            sink.write_all(&vec![7; bytes])?;
+            if fail { Err(std::io::Error::other("the source broke")) } else { Ok(()) }
+        };
+        vec![TensorOut::new("x", TensorDtype::F32, &[100, 10], Box::new(source))]
+    };
+    for (bytes, fail, status, word) in [
+        (3996, false, Status::InvalidArgument, "3996"),
+        (4004, false, Status::InvalidArgument, "4004"),
+        (0, false, Status::InvalidArgument, "4000"),
+        (2000, true, Status::Io, "the source broke"),
+    ] {
+        let error = tensor_file::write(&old.path(), &BTreeMap::new(), source(bytes, fail)).unwrap_err();
+        assert_eq!(error.status(), status, "{error}");
+        assert!(error.message().contains(word), "{error}");
+        old.check();
+    }
+    let panics = std::panic::catch_unwind(|| {
+        tensor_file::replace(&old.path(), |sink| {
+            sink.write_all(b"half")?;
+            panic!("planted")
+        })
+    });
+    assert!(panics.is_err());
+    old.check();
+    let overflowing = vec![TensorOut::bytes("x", TensorDtype::F32, &[usize::MAX, 3], &[])];
+    let error = tensor_file::write(&old.path(), &BTreeMap::new(), overflowing).unwrap_err();
+    assert_eq!(error.status(), Status::InvalidArgument, "{error}");
+    old.check();
+}
+
+#[test]
+fn targets_that_cannot_be_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("model.safetensors");
+    std::fs::create_dir(&target).unwrap();
+    for path in [&target, &folder.path().join("missing/model.safetensors"), Path::new("/proc/model.safetensors")] {
+        let error = tensor_file::replace(path, |sink| sink.write_all(b"x")).unwrap_err();
+        assert_eq!(error.status(), Status::Io, "{error}");
+        assert!(error.message().starts_with(&path.display().to_string()), "{error}");
+    }
+    assert_eq!(names(folder.path()), ["model.safetensors"]);
+    let error = tensor_file::replace(Path::new("/"), |_| Ok(())).unwrap_err();
+    assert_eq!(error.status(), Status::InvalidArgument);
+}
+
+/// Readers meanwhile see the old file or the new one, whole; writers at the same time do not mix.
+#[test]
+fn readers_and_writers_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let write = |seed: u64| {
+        let shape = Encoder::Kron { heads: 200 + seed as usize, base: 2, extension: 3 };
+        write_random_model(&path, shape, 16, Selection::TopK(4), Dtype::F32, &mut Rng(seed));
+    };
+    write(0);
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (1..4).map(|seed| scope.spawn(move || (0..8).for_each(|_| write(seed)))).collect();
+        while !writers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            Sae::open(&path).unwrap();
+        }
+    });
+    assert_eq!(names(folder.path()), ["model.safetensors"]);
+}
