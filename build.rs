@@ -32,7 +32,10 @@ fn link_soname(folder: &Path) {
     if let Err(error) = std::os::unix::fs::symlink("libkronsae.so", &link)
         && error.kind() != std::io::ErrorKind::AlreadyExists
     {
-        println!("cargo:warning={}: cannot make this link: {error}; programs linked here will not start", link.display());
+        println!(
+            "cargo:warning={}: cannot make this link: {error}; programs linked here will not start",
+            link.display()
+        );
     }
 }
 

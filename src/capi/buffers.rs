@@ -9,7 +9,10 @@ fn check<T>(pointer: *const T, len: usize, what: &str) -> Result<()> {
         return Err(Error::invalid(format!("{what} is null, expected room for {len} entries")));
     }
     if !pointer.is_aligned() {
-        return Err(Error::invalid(format!("{what} at {pointer:p} is misaligned, expected a multiple of {}", align_of::<T>())));
+        return Err(Error::invalid(format!(
+            "{what} at {pointer:p} is misaligned, expected a multiple of {}",
+            align_of::<T>()
+        )));
     }
     let bytes = len.checked_mul(size_of::<T>()).filter(|bytes| isize::try_from(*bytes).is_ok());
     if bytes.and_then(|bytes| pointer.addr().checked_add(bytes)).is_none() {

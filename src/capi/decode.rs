@@ -66,10 +66,16 @@ unsafe fn decode(sae: &Sae, latents: *const kronsae_latents, out: *const kronsae
     let (rows, d) = (batch.rows, batch.d_model);
     check_width(d, sae.config().d_model)?;
     if batch.dtype != Dtype::F32 {
-        return Err(Error::new(Status::Unsupported, format!("reconstructions are written as F32, not {}", batch.dtype)));
+        return Err(Error::new(
+            Status::Unsupported,
+            format!("reconstructions are written as F32, not {}", batch.dtype),
+        ));
     }
     if rows > 1 && !batch.row_stride.is_multiple_of(4) {
-        return Err(Error::invalid(format!("out: a row stride of {} bytes, expected a multiple of 4", batch.row_stride)));
+        return Err(Error::invalid(format!(
+            "out: a row stride of {} bytes, expected a multiple of 4",
+            batch.row_stride
+        )));
     }
     let entries = from.entries(rows)?;
     disjoint(&[batch.extent(out.data)], &from.extents(rows, entries)[..3])?;
@@ -104,7 +110,9 @@ fn check_indices(counts: &[u32], indices: &[u32], capacity: usize, latents: usiz
     for (row, &count) in counts.iter().enumerate() {
         let count = count as usize;
         if count > capacity {
-            return Err(Error::invalid(format!("latents: count {count} of row {row} is above the capacity {capacity}")));
+            return Err(Error::invalid(format!(
+                "latents: count {count} of row {row} is above the capacity {capacity}"
+            )));
         }
         if let Some(index) = indices[row * capacity..][..count].iter().find(|index| **index as usize >= latents) {
             return Err(Error::invalid(format!("latents: index {index} in row {row} is not below F = {latents}")));

@@ -73,8 +73,9 @@ pub(super) unsafe fn boundary(
 
 /// The body of a destroy: no status to return, so a refusal is logged.
 pub(super) fn destructor(function: &str, body: impl FnOnce() -> Result<()>) {
-    let outcome = catch_unwind(AssertUnwindSafe(body))
-        .unwrap_or_else(|panic| Err(Error::new(Status::Internal, format!("a bug in kronsae was caught: {}", panic_text(panic)))));
+    let outcome = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        Err(Error::new(Status::Internal, format!("a bug in kronsae was caught: {}", panic_text(panic))))
+    });
     if let Err(refusal) = outcome {
         let _ = catch_unwind(|| log(KRONSAE_LOG_WARN, &format!("{function}: {refusal}; nothing was freed")));
     }

@@ -38,7 +38,10 @@ unsafe fn magic<'a, H: Handle>(handle: *const H) -> Result<&'a AtomicU64> {
         return Err(Error::invalid(format!("{} is null", H::NAME)));
     }
     if !handle.cast::<Live<H::Body>>().is_aligned() {
-        return Err(Error::invalid(format!("{} at {handle:p} is misaligned; it is not a handle of this library", H::NAME)));
+        return Err(Error::invalid(format!(
+            "{} at {handle:p} is misaligned; it is not a handle of this library",
+            H::NAME
+        )));
     }
     // SAFETY: aligned and not null, as just checked; readable by the caller's promise, and only ever accessed atomically.
     Ok(unsafe { AtomicU64::from_ptr(handle.cast_mut().cast()) })

@@ -11,7 +11,6 @@
 //!   header says they point to.
 
 #![expect(non_camel_case_types, reason = "types carry the names they have in C")]
-#![expect(clippy::missing_safety_doc, reason = "one contract for all, stated above; the doc comments become the C header")]
 
 mod buffers;
 pub mod decode;

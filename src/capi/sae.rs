@@ -63,7 +63,10 @@ impl Model {
 
     pub(super) fn check_running(&self) -> Result<()> {
         if self.stopped.load(Ordering::Acquire) {
-            return Err(Error::new(Status::Stopped, "the model was destroyed; keep it as long as its encoders are used"));
+            return Err(Error::new(
+                Status::Stopped,
+                "the model was destroyed; keep it as long as its encoders are used",
+            ));
         }
         Ok(())
     }
@@ -185,8 +188,11 @@ fn path_of(text: &CStr) -> Result<&Path> {
 fn opened(sae: Sae, from: &str) -> *mut kronsae_sae {
     let config = sae.config();
     let decoder = if sae.decoder().is_some() { "with" } else { "without" };
-    let message =
-        format!("opened {from}: {} latents over d_model {}, {decoder} decoder", config.encoder.latents(), config.d_model);
+    let message = format!(
+        "opened {from}: {} latents over d_model {}, {decoder} decoder",
+        config.encoder.latents(),
+        config.d_model
+    );
     log(KRONSAE_LOG_INFO, &message);
     handle::create(SaeBody { model: Arc::new(Model::new(sae)) })
 }

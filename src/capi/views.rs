@@ -118,7 +118,9 @@ unsafe impl Versioned for kronsae_latents {
 
 pub(super) fn dtype(number: kronsae_dtype) -> Result<Dtype> {
     Dtype::from_number(number).ok_or_else(|| {
-        Error::invalid(format!("dtype is {number}, expected KRONSAE_DTYPE_F32 (1), KRONSAE_DTYPE_F16 (2) or KRONSAE_DTYPE_BF16 (3)"))
+        Error::invalid(format!(
+            "dtype is {number}, expected KRONSAE_DTYPE_F32 (1), KRONSAE_DTYPE_F16 (2) or KRONSAE_DTYPE_BF16 (3)"
+        ))
     })
 }
 
@@ -135,13 +137,18 @@ pub(super) struct Batch {
 
 impl Batch {
     fn new(dtype: Dtype, data: *const c_void, rows: usize, d_model: usize, row_stride: usize) -> Result<Self> {
-        let overflow =
-            || Error::invalid(format!("activations: {rows} rows of {d_model} {dtype} at a stride of {row_stride} bytes overflow"));
+        let overflow = || {
+            Error::invalid(format!(
+                "activations: {rows} rows of {d_model} {dtype} at a stride of {row_stride} bytes overflow"
+            ))
+        };
         let row_bytes = d_model.checked_mul(dtype.size()).ok_or_else(overflow)?;
         let row_stride = if row_stride == 0 { row_bytes } else { row_stride };
         let bytes = match rows.checked_sub(1) {
             None => 0,
-            Some(others) => others.checked_mul(row_stride).and_then(|b| b.checked_add(row_bytes)).ok_or_else(overflow)?,
+            Some(others) => {
+                others.checked_mul(row_stride).and_then(|b| b.checked_add(row_bytes)).ok_or_else(overflow)?
+            }
         };
         data.addr().checked_add(bytes).ok_or_else(overflow)?;
         if rows > 0 && data.is_null() {
@@ -196,7 +203,10 @@ impl kronsae_latents {
             return Err(Error::invalid(format!("kronsae_latents: reserved is {}, expected 0", self.reserved)));
         }
         if rows > self.rows {
-            return Err(Error::invalid(format!("kronsae_latents: room for {} rows, the activations have {rows}", self.rows)));
+            return Err(Error::invalid(format!(
+                "kronsae_latents: room for {} rows, the activations have {rows}",
+                self.rows
+            )));
         }
         rows.checked_mul(self.capacity).ok_or_else(|| {
             Error::invalid(format!("kronsae_latents: {rows} rows of capacity {} overflow", self.capacity))

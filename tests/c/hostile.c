@@ -308,6 +308,8 @@ void hostile_fork(const char *tiny) {
     CHECK(kronsae_sae_open(tiny, NULL, &s->sae, NULL) == KRONSAE_STATUS_OK);
     CHECK(kronsae_encoder_create(s->sae, &options, &s->encoder, NULL) == KRONSAE_STATUS_OK);
     reset(s);
+    /* All its threads have started after this: what one owns that has not, a child would lose. */
+    CHECK(kronsae_encode(s->encoder, &s->in, &s->latents, NULL) == KRONSAE_STATUS_OK);
     fflush(NULL);
     child = fork();
     CHECK(child >= 0);

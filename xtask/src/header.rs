@@ -22,7 +22,7 @@ fn read(path: &Path) -> Result<String, String> {
 ///
 /// # Errors
 /// A line that says which file cannot be read or parsed, or which function lacks a part of its description.
-pub fn generate() -> Result<String, String> {
+pub(crate) fn generate() -> Result<String, String> {
     let root = root();
     let settings = root.join("cbindgen.toml");
     let mut config =
@@ -68,7 +68,7 @@ fn on_one_line(header: &str) -> String {
 ///
 /// # Errors
 /// As [`generate`], or that the file cannot be written.
-pub fn write() -> Result<(), String> {
+pub(crate) fn write() -> Result<(), String> {
     let path = header_file();
     std::fs::write(&path, generate()?).map_err(|e| format!("{}: cannot write: {e}", path.display()))
 }
@@ -77,7 +77,7 @@ pub fn write() -> Result<(), String> {
 ///
 /// # Errors
 /// The first line that differs, and what to run.
-pub fn verify() -> Result<(), String> {
+pub(crate) fn verify() -> Result<(), String> {
     let (found, expected) = (read(&header_file())?, generate()?);
     if found == expected {
         return Ok(());
@@ -92,39 +92,33 @@ pub fn verify() -> Result<(), String> {
     ))
 }
 
+/// The functions that a header declares, in its order.
+pub(crate) fn functions(header: &str) -> Vec<String> {
+    header.lines().filter_map(|line| function_name(line.trim_start())).map(str::to_owned).collect()
+}
+
 /// Every function says which threads may call it and since when it exists.
 fn check_descriptions(header: &str) -> Result<(), String> {
-    let mut comment = String::new();
-    let mut functions = 0;
-    for line in header.lines() {
-        let trimmed = line.trim_start();
-        if trimmed.starts_with("/**") {
-            comment.clear();
-        }
-        if trimmed.starts_with("/*") || trimmed.starts_with('*') {
-            comment.push_str(trimmed);
-            comment.push('\n');
-        } else if let Some(name) = function_name(trimmed) {
-            functions += 1;
-            for part in ["Threads: ", "Since "] {
-                if !comment.contains(part) {
-                    return Err(format!("src/capi: the description of {name} has no line `{part}...`"));
-                }
-            }
-            comment.clear();
-        } else if trimmed.ends_with(';') {
-            comment.clear();
-        }
-    }
-    if functions == 0 {
+    let names = functions(header);
+    if names.is_empty() {
         return Err("src/capi: cbindgen found no function in it".to_owned());
+    }
+    for name in names {
+        let declared = header.lines().take_while(|line| function_name(line.trim_start()) != Some(&name));
+        let before: Vec<&str> = declared.collect();
+        let comment = before.rsplit(|line| line.trim_start().starts_with("/**")).next().unwrap_or_default();
+        for part in ["Threads: ", "Since "] {
+            if !comment.iter().any(|line| line.contains(part)) {
+                return Err(format!("src/capi: the description of {name} has no line `{part}...`"));
+            }
+        }
     }
     Ok(())
 }
 
 /// The name of the function whose declaration starts on this line.
 fn function_name(line: &str) -> Option<&str> {
-    if line.starts_with("typedef") || line.starts_with('#') {
+    if ['#', '*', '/'].iter().any(|start| line.starts_with(*start)) || line.starts_with("typedef") {
         return None;
     }
     let name = line.split('(').next().filter(|before| before.len() < line.len())?;
@@ -136,7 +130,7 @@ fn function_name(line: &str) -> Option<&str> {
 ///
 /// # Errors
 /// If the header has none.
-pub fn front_page_example(header: &str) -> Result<String, String> {
+pub(crate) fn front_page_example(header: &str) -> Result<String, String> {
     let missing = || "include/kronsae.h: no example between @code{.c} and @endcode".to_owned();
     let (_, rest) = header.split_once(" * @code{.c}\n").ok_or_else(missing)?;
     let (code, _) = rest.split_once(" * @endcode").ok_or_else(missing)?;
