@@ -34,6 +34,8 @@ pub mod tensor_file;
 pub mod threads;
 
 mod activations;
+#[doc(hidden)]
+pub mod capi;
 mod decode;
 mod encode;
 mod error;

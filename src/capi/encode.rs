@@ -1,0 +1,220 @@
+//! Encoders: activations in, sparse latents out.
+
+use super::buffers::{disjoint, output, slice_mut};
+use super::error::{boundary, destructor, kronsae_error};
+use super::handle::{self, Handle};
+use super::sae::{Model, kronsae_sae};
+use super::status::kronsae_status;
+use super::structs::{self, Versioned};
+use super::views::{kronsae_activations, kronsae_latents};
+use crate::encode::{Encoder, EncoderOptions, LatentsMut};
+use crate::error::{Error, Result, Status};
+use std::cell::UnsafeCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Turns activations into sparse latents: a model, a workspace, and threads of its own.
+///
+/// Threads: one at a time; make one for each thread that encodes. A call that overlaps another on the same encoder is
+/// refused with `KRONSAE_STATUS_INVALID_ARGUMENT`. Its threads sleep between calls, block all signals and are named
+/// `kronsae-*`. In a child process its calls return `KRONSAE_STATUS_FORKED`.
+pub struct kronsae_encoder {
+    _opaque: [u8; 0],
+}
+
+pub(super) struct EncoderBody {
+    state: AtomicU32,
+    /// The process that made it.
+    process: u32,
+    model: Arc<Model>,
+    encoder: UnsafeCell<Encoder>,
+}
+
+const IDLE: u32 = 0;
+const BUSY: u32 = 1;
+const POISONED: u32 = 2;
+
+impl Handle for kronsae_encoder {
+    type Body = EncoderBody;
+    const NAME: &'static str = "kronsae_encoder";
+    const MAGIC: u64 = u64::from_le_bytes(*b"kronsENC");
+}
+
+/// Holds the encoder for one call. Dropped by a panic, it leaves the encoder poisoned.
+struct Exclusive<'a> {
+    body: &'a EncoderBody,
+    finished: bool,
+}
+
+impl Drop for Exclusive<'_> {
+    fn drop(&mut self) {
+        self.body.state.store(if self.finished { IDLE } else { POISONED }, Ordering::Release);
+    }
+}
+
+impl EncoderBody {
+    /// Runs a call on the encoder, which this thread alone has meanwhile.
+    fn exclusively(&self, call: impl FnOnce(&mut Encoder) -> Result<()>) -> Result<()> {
+        if std::process::id() != self.process {
+            return Err(Error::new(
+                Status::Forked,
+                "this encoder was made before fork(); make a new one in the child process",
+            ));
+        }
+        match self.state.compare_exchange(IDLE, BUSY, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => {}
+            Err(POISONED) => {
+                return Err(Error::new(
+                    Status::Poisoned,
+                    "an internal error was caught in this encoder before; destroy it and make a new one",
+                ));
+            }
+            Err(_) => return Err(Error::invalid("this encoder is in use by another thread; make one for each thread")),
+        }
+        let mut guard = Exclusive { body: self, finished: false };
+        // SAFETY: whoever moved the state from IDLE to BUSY has the encoder until the guard moves it on.
+        let outcome = call(unsafe { &mut *self.encoder.get() });
+        guard.finished = true;
+        outcome
+    }
+}
+
+/// How an encoder works. Start from `KRONSAE_ENCODER_OPTIONS_INIT`; zero means default.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct kronsae_encoder_options {
+    /// sizeof(kronsae_encoder_options).
+    pub struct_size: u32,
+    /// Threads of a call, the caller's included, at most 1024; never more are used. 0: one, the caller's. Results do not
+    /// depend on it.
+    pub threads: u32,
+}
+
+// SAFETY: repr(C), two 4-byte fields, struct_size first; plain numbers.
+unsafe impl Versioned for kronsae_encoder_options {
+    const NAME: &'static str = "kronsae_encoder_options";
+    const FIRST_SIZE: usize = size_of::<Self>();
+}
+
+/// Makes an encoder: allocates its workspace, starts its threads.
+///
+/// options: NULL for defaults. out: receives the encoder, to be freed with `kronsae_encoder_destroy`; NULL on failure.
+///
+/// Errors: `KRONSAE_STATUS_OUT_OF_MEMORY` if there is no memory or the system gives no thread;
+/// `KRONSAE_STATUS_UNSUPPORTED` if the environment variable KRONSAE_ISA names an instruction set this CPU lacks;
+/// `KRONSAE_STATUS_INVALID_ARGUMENT`.
+///
+/// Threads: any number at once.
+///
+/// Since 0.1.0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kronsae_encoder_create(
+    sae: *const kronsae_sae,
+    options: *const kronsae_encoder_options,
+    out: *mut *mut kronsae_encoder,
+    error: *mut *mut kronsae_error,
+) -> kronsae_status {
+    let body = || {
+        let out = output(out, "out")?;
+        // SAFETY: checked; the header asks for pointers that are valid where they are not null (so everywhere below).
+        unsafe {
+            out.write(std::ptr::null_mut());
+            let model = Arc::clone(&handle::borrow(sae)?.model);
+            let options = structs::read_options(options)?;
+            let options = EncoderOptions { threads: options.threads.max(1) as usize };
+            let encoder = UnsafeCell::new(Encoder::new(Arc::clone(&model.sae), options)?);
+            let state = AtomicU32::new(IDLE);
+            out.write(handle::create(EncoderBody { state, process: std::process::id(), model, encoder }));
+        }
+        Ok(())
+    };
+    // SAFETY: as above.
+    unsafe { boundary("kronsae_encoder_create", error, body) }
+}
+
+/// Encodes a batch: activations [rows, d_model] to the latents of each row. Works for any number of rows; the first call
+/// done, it allocates nothing.
+///
+/// Results are a function of each row and the model alone: batch size, the row's place in it, threads and instruction set
+/// never change a bit.
+///
+/// activations: raw, as the LLM computes them, in any of the three dtypes. latents: the caller's buffers; those of the
+/// first activations->rows rows are written, as are skipped_rows and truncated_rows. A row that is not finite has
+/// count 0 and its flag, and is no error.
+///
+/// Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if d_model is not the model's or a capacity is below k (TopK);
+/// `KRONSAE_STATUS_STOPPED` if the model was destroyed; `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_POISONED`. Nothing is
+/// written then. `KRONSAE_STATUS_INTERNAL` leaves the buffers' contents unspecified and the encoder poisoned.
+///
+/// Threads: one at a time on one encoder.
+///
+/// Since 0.1.0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kronsae_encode(
+    encoder: *mut kronsae_encoder,
+    activations: *const kronsae_activations,
+    latents: *mut kronsae_latents,
+    error: *mut *mut kronsae_error,
+) -> kronsae_status {
+    let body = || {
+        // SAFETY: as in kronsae_encoder_create.
+        let body = unsafe { handle::borrow(encoder.cast_const()) }?;
+        body.exclusively(|encoder| {
+            body.model.check_running()?;
+            // SAFETY: as above.
+            unsafe { encode(encoder, activations, latents) }
+        })
+    };
+    // SAFETY: as above.
+    unsafe { boundary("kronsae_encode", error, body) }
+}
+
+/// # Safety
+/// The structs and what they point to are as the header asks, where they are not visibly otherwise.
+unsafe fn encode(
+    encoder: &mut Encoder,
+    activations: *const kronsae_activations,
+    latents: *mut kronsae_latents,
+) -> Result<()> {
+    #[cfg(test)]
+    super::tests::planted_panic();
+    // SAFETY: the caller's promise.
+    let (x, to) = unsafe { (structs::read(activations)?, structs::read(latents.cast_const())?) };
+    let batch = x.batch()?;
+    let rows = batch.rows;
+    let entries = to.entries(rows)?;
+    disjoint(&to.extents(rows, entries), &[batch.extent(x.data)])?;
+    // SAFETY: the caller's promise, and the buffers were found disjoint.
+    let summary = unsafe {
+        let mut out = LatentsMut::new(
+            slice_mut(to.counts, rows, "counts")?,
+            slice_mut(to.indices, entries, "indices")?,
+            slice_mut(to.values, entries, "values")?,
+            to.capacity,
+        );
+        if !to.active.is_null() {
+            out = out.with_active(slice_mut(to.active, rows, "active")?);
+        }
+        if !to.row_flags.is_null() {
+            out = out.with_flags(slice_mut(to.row_flags, rows, "row_flags")?);
+        }
+        encoder.encode(x.view(batch)?, &mut out)?
+    };
+    // SAFETY: `latents` was read before, so it is valid; its struct_size covers both fields, which are of version 0.1.0.
+    unsafe {
+        (&raw mut (*latents).skipped_rows).write(summary.skipped_rows);
+        (&raw mut (*latents).truncated_rows).write(summary.truncated_rows);
+    }
+    Ok(())
+}
+
+/// Destroys an encoder and ends its threads. NULL is allowed. May come before or after `kronsae_sae_destroy`.
+///
+/// Threads: one, when no other uses the encoder any more.
+///
+/// Since 0.1.0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kronsae_encoder_destroy(encoder: *mut kronsae_encoder) {
+    // SAFETY: as in kronsae_encoder_create, and by the header nobody uses the encoder any more.
+    destructor("kronsae_encoder_destroy", || unsafe { handle::destroy(encoder) });
+}

@@ -1,0 +1,291 @@
+//! The C and C++ side: programs built against the header, linked both ways, run plainly, under gcc's sanitizers and under
+//! valgrind; and what the shared library exports.
+//!
+//! Each step's error is a text. One that begins with [`MISSING_TOOL`] names a program to install.
+
+use crate::header;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// How the error of a step begins that could not run for lack of a tool.
+pub(crate) const MISSING_TOOL: &str = "missing tool: ";
+
+const WARNINGS: [&str; 5] = ["-pedantic", "-Wall", "-Wextra", "-Werror", "-g"];
+const SANITIZE: [&str; 3] = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"];
+/// What valgrind exits with when it found something; the programs themselves exit with 0, 1 or 2.
+const VALGRIND_FOUND: &str = "--error-exitcode=99";
+
+/// A program to compile.
+struct Program {
+    name: &'static str,
+    sources: &'static [&'static str],
+    cpp: bool,
+    flags: &'static [&'static str],
+}
+
+const C: Program =
+    Program { name: "capi", sources: &["tests/c/capi.c", "tests/c/hostile.c"], cpp: false, flags: &["-std=c11"] };
+const CPP: Program = Program { name: "capi_cpp", sources: &["tests/c/capi.cpp"], cpp: true, flags: &["-std=c++17"] };
+const CPP_NO_EXCEPTIONS: Program = Program {
+    name: "capi_cpp_no_exceptions",
+    sources: &["tests/c/capi.cpp"],
+    cpp: true,
+    flags: &["-std=c++17", "-fno-exceptions", "-fno-rtti"],
+};
+
+#[derive(Clone, Copy, PartialEq)]
+enum Link {
+    Shared,
+    Static,
+}
+
+impl Link {
+    fn name(self) -> &'static str {
+        match self {
+            Link::Shared => "shared",
+            Link::Static => "static",
+        }
+    }
+}
+
+/// Where things are once the library is built.
+struct Tree {
+    root: PathBuf,
+    /// `libkronsae.so`, `.so.0` and `.a`.
+    libraries: PathBuf,
+    /// What these steps make.
+    out: PathBuf,
+}
+
+/// Builds the library and the model files the programs open.
+fn build(root: &Path) -> Result<Tree, String> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
+    let tree = Tree { root: root.to_owned(), libraries: target.join("debug"), out: target.join("native") };
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "-p", "kronsae", "--lib", "--example", "make_model"]).current_dir(root);
+    output(command, "cargo")?;
+    let mut command = Command::new(tree.libraries.join("examples/make_model"));
+    command.arg(tree.out.join("models"));
+    output(command, "make_model")?;
+    Ok(tree)
+}
+
+impl Tree {
+    /// Compiles a program and returns the executable.
+    fn compile(&self, program: &Program, link: Link, extra: &[&str]) -> Result<PathBuf, String> {
+        let compiler = compiler(program.cpp);
+        let variant = if extra.is_empty() { "" } else { "_sanitized" };
+        let executable = self.out.join(format!("{}_{}{variant}", program.name, link.name()));
+        let mut command = Command::new(&compiler);
+        command.current_dir(&self.root).args(program.flags).args(WARNINGS).args(extra);
+        command.args(["-Iinclude", "-Itests/c"]).args(program.sources).arg("-o").arg(&executable);
+        match link {
+            Link::Shared => {
+                command.arg("-L").arg(&self.libraries).arg("-lkronsae");
+                command.arg(format!("-Wl,-rpath,{}", self.libraries.display()));
+            }
+            // What Rust's standard library asks of the system, as `--print native-static-libs` lists it.
+            Link::Static => {
+                command.arg(self.libraries.join("libkronsae.a")).args(["-lgcc_s", "-lrt", "-ldl"]);
+            }
+        }
+        command.args(["-pthread", "-lm"]);
+        output(command, &compiler)?;
+        Ok(executable)
+    }
+
+    /// Runs one of the test programs, under `prefix` if it is not empty, and wants its line of checks.
+    fn check(&self, executable: &Path, prefix: &[&str], environment: &[(&str, &str)]) -> Result<(), String> {
+        let mut command = match prefix {
+            [] => Command::new(executable),
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(executable);
+                command
+            }
+        };
+        command.args(["tiny", "threshold", "random"].map(|name| self.model(name)));
+        command.envs(environment.iter().copied());
+        let label = executable.display().to_string();
+        let found = output(command, prefix.first().unwrap_or(&label.as_str()))?;
+        let text = String::from_utf8_lossy(&found.stdout);
+        let checks =
+            text.lines().find_map(|line| line.strip_prefix("ok ")?.strip_suffix(" checks")?.parse::<u32>().ok());
+        match checks {
+            Some(1..) => Ok(()),
+            _ => Err(format!("{label}: printed `{}`, expected `ok N checks`", text.trim())),
+        }
+    }
+
+    fn model(&self, name: &str) -> PathBuf {
+        self.out.join("models").join(format!("{name}.safetensors"))
+    }
+
+    /// Compiles and runs the example on the header's front page as a reader would copy it.
+    fn front_page(&self) -> Result<(), String> {
+        let path = self.root.join("include/kronsae.h");
+        let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: cannot read: {e}", path.display()))?;
+        let source = self.out.join("front_page.c");
+        std::fs::write(&source, header::front_page_example(&text)?)
+            .map_err(|e| format!("{}: cannot write: {e}", source.display()))?;
+        let compiler = compiler(false);
+        let executable = self.out.join("front_page");
+        let mut command = Command::new(&compiler);
+        command.current_dir(&self.root).arg("-std=c11").args(WARNINGS).arg("-Iinclude").arg(&source);
+        command.arg("-o").arg(&executable).arg("-L").arg(&self.libraries).arg("-lkronsae");
+        command.arg(format!("-Wl,-rpath,{}", self.libraries.display()));
+        output(command, &compiler)?;
+        let mut command = Command::new(&executable);
+        command.arg(self.model("random"));
+        let found = output(command, "the example on the header's front page")?;
+        let text = String::from_utf8_lossy(&found.stdout);
+        if text.is_empty() || !text.lines().all(|line| line.starts_with("latent ") && line.contains(" fires at ")) {
+            return Err(format!("the example on the header's front page printed `{}`, expected latents", text.trim()));
+        }
+        // A model that is not there: the example's own error path.
+        let failed = Command::new(&executable).arg("/nonexistent/model").output().map_err(|e| e.to_string())?;
+        if failed.status.code() != Some(1) || !String::from_utf8_lossy(&failed.stderr).contains("/nonexistent/model") {
+            return Err("the example on the header's front page does not report a missing model".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// The C and C++ programs and the header's example, against the shared and the static library.
+///
+/// # Errors
+/// The compiler's or the program's output; a missing tool.
+pub(crate) fn c_and_cpp(root: &Path) -> Result<(), String> {
+    require(&[&compiler(false), &compiler(true)])?;
+    let tree = build(root)?;
+    for link in [Link::Shared, Link::Static] {
+        for program in [&C, &CPP, &CPP_NO_EXCEPTIONS] {
+            tree.check(&tree.compile(program, link, &[])?, &[], &[])?;
+        }
+    }
+    tree.front_page()
+}
+
+/// The C and C++ programs under AddressSanitizer, with its leak check, and UndefinedBehaviorSanitizer.
+///
+/// # Errors
+/// As [`c_and_cpp`].
+pub(crate) fn sanitizers(root: &Path) -> Result<(), String> {
+    require(&[&compiler(false), &compiler(true)])?;
+    let tree = build(root)?;
+    let probe = tree.out.join("probe.c");
+    std::fs::write(&probe, "int main(void) { return 0; }\n")
+        .map_err(|e| format!("{}: cannot write: {e}", probe.display()))?;
+    let compiler = compiler(false);
+    let mut command = Command::new(&compiler);
+    command.args(SANITIZE).arg(&probe).arg("-o").arg(tree.out.join("probe"));
+    if output(command, &compiler).is_err() {
+        return Err(format!("{MISSING_TOOL}the sanitizers of {compiler} (libasan, libubsan)"));
+    }
+    let environment = [("ASAN_OPTIONS", "detect_leaks=1:abort_on_error=0"), ("UBSAN_OPTIONS", "print_stacktrace=1")];
+    for link in [Link::Shared, Link::Static] {
+        for program in [&C, &CPP] {
+            tree.check(&tree.compile(program, link, &SANITIZE)?, &[], &environment)?;
+        }
+    }
+    Ok(())
+}
+
+/// The C and C++ programs under valgrind: invalid accesses, use of what was never written, lost memory.
+///
+/// # Errors
+/// As [`c_and_cpp`].
+pub(crate) fn valgrind(root: &Path) -> Result<(), String> {
+    require(&[&compiler(false), &compiler(true), "valgrind"])?;
+    let tree = build(root)?;
+    let suppressions = format!("--suppressions={}", root.join("tests/c/valgrind.supp").display());
+    let leaks = ["--leak-check=full", "--errors-for-leak-kinds=definite,indirect"];
+    let prefix = ["valgrind", "--quiet", VALGRIND_FOUND, leaks[0], leaks[1], &suppressions];
+    for program in [&C, &CPP] {
+        tree.check(&tree.compile(program, Link::Shared, &[])?, &prefix, &[("KRONSAE_ISA", valgrind_isa())])?;
+    }
+    Ok(())
+}
+
+/// The best instruction set that valgrind can execute: it has no AVX-512.
+fn valgrind_isa() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        return "avx2";
+    }
+    "portable"
+}
+
+/// The shared library exports the functions of the header and nothing else, has its SONAME, and stays loaded.
+///
+/// # Errors
+/// The symbols too many or too few; a missing tool.
+pub(crate) fn exported_symbols(root: &Path) -> Result<(), String> {
+    require(&["nm", "readelf"])?;
+    let tree = build(root)?;
+    let library = tree.libraries.join("libkronsae.so");
+    let mut command = Command::new("nm");
+    command.args(["-D", "--defined-only", "--format=posix"]).arg(&library);
+    let text = output(command, "nm")?;
+    let mut exported = words(&String::from_utf8_lossy(&text.stdout));
+    exported.sort();
+    let golden = root.join("tests/abi/exported-symbols.txt");
+    let text = std::fs::read_to_string(&golden).map_err(|e| format!("{}: cannot read: {e}", golden.display()))?;
+    compare("libkronsae.so", &exported, "tests/abi/exported-symbols.txt", &words(&text))?;
+    let mut declared = header::functions(&header::generate()?);
+    declared.sort();
+    compare("libkronsae.so", &exported, "include/kronsae.h", &declared)?;
+
+    let mut command = Command::new("readelf");
+    command.args(["-d", "-W"]).arg(&library);
+    let dynamic = String::from_utf8_lossy(&output(command, "readelf")?.stdout).into_owned();
+    for (what, expected) in [("SONAME", "[libkronsae.so.0]"), ("FLAGS_1", "NODELETE")] {
+        if !dynamic.lines().any(|line| line.contains(what) && line.contains(expected)) {
+            return Err(format!("libkronsae.so: no {what} {expected} in its dynamic section"));
+        }
+    }
+    Ok(())
+}
+
+/// The first word of each line.
+fn words(text: &str) -> Vec<String> {
+    text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+fn compare(found_in: &str, found: &[String], expected_in: &str, expected: &[String]) -> Result<(), String> {
+    let only =
+        |a: &[String], b: &[String]| a.iter().filter(|name| !b.contains(name)).cloned().collect::<Vec<_>>().join(", ");
+    let (more, fewer) = (only(found, expected), only(expected, found));
+    if more.is_empty() && fewer.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{found_in} and {expected_in} disagree: only in the first: [{more}]; only in the second: [{fewer}]"))
+}
+
+fn compiler(cpp: bool) -> String {
+    let (variable, default) = if cpp { ("CXX", "c++") } else { ("CC", "cc") };
+    std::env::var(variable).ok().filter(|name| !name.is_empty()).unwrap_or_else(|| default.to_owned())
+}
+
+/// That each tool can be started at all.
+fn require(tools: &[&str]) -> Result<(), String> {
+    let lacking = |tool: &&&str| Command::new(tool).arg("--version").output().is_err();
+    match tools.iter().find(lacking) {
+        Some(tool) => Err(format!("{MISSING_TOOL}{tool}")),
+        None => Ok(()),
+    }
+}
+
+/// Runs a command that must succeed.
+fn output(mut command: Command, name: &str) -> Result<Output, String> {
+    let found = command.output().map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => format!("{MISSING_TOOL}{name}"),
+        _ => format!("{name}: cannot start: {e}"),
+    })?;
+    if found.status.success() {
+        return Ok(found);
+    }
+    let text = [&found.stdout, &found.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
+    Err(format!("{name} failed ({}):\n{}", found.status, text.trim_end()))
+}
