@@ -3,4 +3,6 @@
 pub mod commands;
 pub mod data;
 pub mod eval;
+pub mod examples;
 pub mod stream;
+pub mod terminal;
