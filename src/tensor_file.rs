@@ -205,6 +205,12 @@ impl<'a> TensorOut<'a> {
         Self::new(name, TensorDtype::F32, shape, Box::new(move |sink| write_f32(sink, values)))
     }
 
+    /// The tensor's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     fn byte_len(&self) -> Option<usize> {
         let elements = self.shape.iter().try_fold(1_usize, |n, &extent| n.checked_mul(extent))?;
         elements.checked_mul(self.dtype.bitsize() / 8)
