@@ -154,9 +154,8 @@ pub fn calibrate(
         config.with_selection(Selection::Threshold { theta: 0.0, max_latents })?;
         let (found, theta) = theta::find(sae, data, k, threads, progress)?;
         let eval = EvalOptions { threads };
-        let mut evaluate_as = |sae: &Arc<Sae>, stage: &str| {
-            evaluate(sae, data, 0..data.rows(), &eval, &mut |done| progress(stage, done))
-        };
+        let mut evaluate_as =
+            |sae: &Arc<Sae>, stage: &str| evaluate(sae, data, 0..data.rows(), &eval, &mut |done| progress(stage, done));
         let above = Selection::Threshold { theta: theta.theta, max_latents };
         sae = reselected(found, Selection::TopK(k))?;
         let topk = evaluate_as(&sae, "evaluating TopK")?;

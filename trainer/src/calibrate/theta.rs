@@ -90,7 +90,8 @@ pub(super) fn find(
     // With the bin at which the count passes what is wanted, or without it: whichever is nearer.
     let (bin, with) = histogram.reaching(wanted);
     let without = with - histogram.bins[bin];
-    let (bin, active) = if with > wanted && wanted - without < with - wanted { (bin + 1, without) } else { (bin, with) };
+    let (bin, active) =
+        if with > wanted && wanted - without < with - wanted { (bin + 1, without) } else { (bin, with) };
     Ok((sae, Theta { theta: Histogram::below(bin), mean_active: active as f64 / tokens as f64 }))
 }
 

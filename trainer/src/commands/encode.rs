@@ -18,8 +18,10 @@ use std::sync::Arc;
 /// The file takes 8 * K + 4 bytes a token, and half as much again beside it while it is being written; it appears under
 /// its name when it is complete. The bits do not depend on --threads.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Example:\n  kronsae encode --model model.safetensors --data activations --out latents.safetensors\n  \
-                        python3 -c 'from safetensors.numpy import load_file; print(load_file(\"latents.safetensors\")[\"counts\"])'")]
+#[command(
+    after_help = "Example:\n  kronsae encode --model model.safetensors --data activations --out latents.safetensors\n  \
+                        python3 -c 'from safetensors.numpy import load_file; print(load_file(\"latents.safetensors\")[\"counts\"])'"
+)]
 pub struct Args {
     /// The model file. Its decoder is not read.
     #[arg(long, value_name = "FILE")]

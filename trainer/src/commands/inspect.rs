@@ -16,7 +16,9 @@ use std::path::PathBuf;
 /// multiplications and additions a token, 2 * d * rows, beside those of a dense encoder with as many latents; a KronSAE's
 /// ratio is 1/m + 1/n.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Example:\n  kronsae inspect model.safetensors\n  kronsae inspect model.safetensors --json | jq .calibration.theta")]
+#[command(
+    after_help = "Example:\n  kronsae inspect model.safetensors\n  kronsae inspect model.safetensors --json | jq .calibration.theta"
+)]
 pub struct Args {
     /// The model file.
     #[arg(value_name = "FILE")]
@@ -196,8 +198,13 @@ impl Description {
         } else {
             format!("{} of {} further than 1 % from 1", grouped(n.not_unit as u64), grouped(self.latents as u64))
         };
-        row("decoder rows", format!("{}, norms {:.4} to {:.4}, mean {:.4}: {unit}", self.decoder_dtype, n.min, n.max, n.mean));
-        for (name, value) in [("source", &self.source), ("training", &self.training), ("calibration", &self.calibration)] {
+        row(
+            "decoder rows",
+            format!("{}, norms {:.4} to {:.4}, mean {:.4}: {unit}", self.decoder_dtype, n.min, n.max, n.mean),
+        );
+        for (name, value) in
+            [("source", &self.source), ("training", &self.training), ("calibration", &self.calibration)]
+        {
             section(&mut out, name, value);
         }
         if !self.other.is_empty() {
@@ -207,7 +214,13 @@ impl Description {
         for t in &self.tensors {
             let shape = t.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
             let share = percent(t.bytes as f64 / self.bytes as f64);
-            let _ = writeln!(out, "  {:<24} {:<5} {shape:<16} {:>14} bytes  {share:>8}", t.name, t.dtype, grouped(t.bytes as u64));
+            let _ = writeln!(
+                out,
+                "  {:<24} {:<5} {shape:<16} {:>14} bytes  {share:>8}",
+                t.name,
+                t.dtype,
+                grouped(t.bytes as u64)
+            );
         }
         out
     }
