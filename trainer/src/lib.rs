@@ -6,6 +6,7 @@ pub mod data;
 pub mod encode_file;
 pub mod eval;
 pub mod examples;
+pub mod report;
 pub mod rewrite;
 pub mod stream;
 pub mod terminal;

@@ -86,7 +86,7 @@ fn last_columns(text: &str, columns: usize) -> String {
     let mut used = 0;
     let kept = text.chars().rev().take_while(|c| {
         used += c.width().unwrap_or(0);
-        used <= columns - 1
+        used < columns
     });
     let kept: String = kept.collect::<Vec<_>>().into_iter().rev().collect();
     let out = if kept.len() < text.len() { format!("…{kept}") } else { kept };
@@ -100,7 +100,7 @@ fn first_columns(text: &str, columns: usize) -> String {
         .chars()
         .take_while(|c| {
             used += c.width().unwrap_or(0);
-            used <= columns - 1
+            used < columns
         })
         .collect();
     if kept.len() < text.len() { format!("{kept}…") } else { kept }
@@ -176,6 +176,20 @@ pub fn percent(share: f64) -> String {
     format!("{value:.digits$} %")
 }
 
+/// `1234567` as `1,234,567`.
+#[must_use]
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +226,11 @@ mod tests {
         assert_eq!(bar(0.5, 1.0, 3), "█▌ ");
         assert_eq!(bar(0.0, 0.0, 3), "   ");
         assert_eq!(bar(f64::NAN, 1.0, 2), "  ");
+    }
+
+    #[test]
+    fn thousands() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 
     #[test]

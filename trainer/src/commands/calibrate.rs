@@ -1,9 +1,9 @@
 //! `kronsae calibrate`.
 
-use super::{corpus, grouped, print, print_json, progress_bar, refuse_input_as_output, threads_or_all};
+use super::{corpus, print, print_json, progress_bar, refuse_input_as_output, threads_or_all};
 use crate::calibrate::{CalibrateOptions, Calibrated, Select, calibrate};
 use crate::data::Dataset;
-use crate::terminal::percent;
+use crate::terminal::{grouped, percent};
 use kronsae::{Result, Sae};
 use std::fmt::Write as _;
 use std::path::PathBuf;

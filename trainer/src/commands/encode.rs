@@ -1,8 +1,9 @@
 //! `kronsae encode`.
 
-use super::{grouped, print, progress_bar, refuse_input_as_output, threads_or_all};
+use super::{print, progress_bar, refuse_input_as_output, threads_or_all};
 use crate::data::Dataset;
 use crate::encode_file::encode_file;
+use crate::terminal::grouped;
 use kronsae::sae::LoadOptions;
 use kronsae::{Result, Sae};
 use std::path::PathBuf;

@@ -1,9 +1,9 @@
 //! `kronsae eval`.
 
-use super::{grouped, print, print_json, progress_bar, threads_or_all};
+use super::{print, print_json, progress_bar, threads_or_all};
 use crate::data::Dataset;
 use crate::eval::{EvalOptions, Evaluation, evaluate};
-use crate::terminal::{density, percent};
+use crate::terminal::{density, grouped, percent};
 use kronsae::{Result, Sae};
 use std::fmt::Write as _;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! `kronsae inspect`.
 
-use super::{grouped, print, print_json};
-use crate::terminal::percent;
+use super::{print, print_json};
+use crate::terminal::{grouped, percent};
 use kronsae::sae::{Encoder, Selection};
 use kronsae::tensor_file::TensorFile;
 use kronsae::{Error, Result, Sae};

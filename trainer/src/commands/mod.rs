@@ -41,19 +41,6 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(&(text + "\n"))
 }
 
-/// `1234567` as `1,234,567`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 /// What the shards say of where they come from, in one line.
 fn corpus(data: &Dataset) -> Option<String> {
     let keys = ["source_text", "model", "hook", "layer"];
@@ -80,11 +67,6 @@ fn refuse_input_as_output(out: &Path, model: &Path, data: &[PathBuf]) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn thousands() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
-    }
 
     #[test]
     fn output_over_input_is_refused() {
