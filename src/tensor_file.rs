@@ -86,7 +86,8 @@ impl<'a> TensorFile<'a> {
             )));
         }
         let header_size = usize::try_from(header_len).map_err(|_| bad("header does not fit memory".to_owned()))?;
-        let mut header_bytes = crate::memory::try_vec(header_size, 0_u8, "a file header").map_err(|e| e.within(&name))?;
+        let mut header_bytes =
+            crate::memory::try_vec(header_size, 0_u8, "a file header").map_err(|e| e.within(&name))?;
         read_at(&name, &source, 8, &mut header_bytes, "the header")?;
         // Checks that names, shapes, dtypes and offsets agree and that the tensors cover the data without gap or overlap.
         let header: safetensors::tensor::Metadata =
@@ -212,6 +213,12 @@ impl<'a> TensorOut<'a> {
     #[must_use]
     pub fn f32(name: &str, shape: &[usize], values: &'a [f32]) -> Self {
         Self::new(name, TensorDtype::F32, shape, Box::new(move |sink| write_f32(sink, values)))
+    }
+
+    /// The tensor's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     fn byte_len(&self) -> Option<usize> {

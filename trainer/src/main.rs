@@ -1,10 +1,12 @@
 //! The `kronsae` command.
 
 use clap::{Parser, Subcommand};
-use kronsae_trainer::commands::train;
+use kronsae_trainer::commands::{calibrate, demo, encode, eval, inspect, train};
 use std::process::ExitCode;
 
-/// Train KronSAEs on recorded activations of a language model, and look into them.
+/// Train KronSAEs on recorded activations of a language model, and look into them
+///
+/// Start with `kronsae demo`: it trains on a bundled sample of real activations and shows what the latents stand for.
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
 struct Cli {
@@ -14,12 +16,22 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Train(Box<train::Args>),
+    Eval(eval::Args),
+    Inspect(inspect::Args),
+    Encode(encode::Args),
+    Calibrate(calibrate::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run_command(*args),
+        Command::Eval(args) => eval::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Encode(args) => encode::run(args),
+        Command::Calibrate(args) => calibrate::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,7 +1,9 @@
 //! `kronsae train`: activation shards in, a folder with one model file out.
 
 use crate::data::Dataset;
+use crate::examples::{ExampleOptions, top_activations};
 use crate::progress::Progress;
+use crate::report::{self, RunReport};
 use crate::run::{Finished, Outcome, Tokens, names, run};
 use crate::settings::{Settings, TrainArgs};
 use kronsae::{Error, Result, tensor_file};
@@ -37,6 +39,9 @@ pub struct Args {
     #[command(flatten)]
     settings: TrainArgs,
 }
+
+/// Tokens at most in which the report looks for examples.
+const REPORT_TOKENS: usize = 65_536;
 
 /// A run's data, opened and divided.
 pub(crate) struct Plan {
@@ -106,6 +111,8 @@ pub fn run_command(args: Args) -> Result<()> {
     progress.finish();
     match outcome {
         Outcome::Finished(finished) => {
+            let title = args.out.file_name().map_or("run".into(), |n| n.to_string_lossy().into_owned());
+            write_report(&finished, &plan, &args.out, &title, &progress.notes)?;
             if args.json {
                 println!("{}", summary(&finished));
             } else {
@@ -127,6 +134,33 @@ pub(crate) fn prepare(out: &Path, plan: &Plan) -> Result<()> {
     let text = toml::to_string(&plan.config).map_err(|e| Error::invalid(format!("{name}: {e}")))?;
     let text = format!("# All settings of this run. `kronsae train --config` takes this file.\n{text}");
     tensor_file::replace(&out.join(names::CONFIG), |sink| sink.write_all(text.as_bytes()))
+}
+
+/// Writes the page about a run: its curves, and examples of its strongest latents where the data has text.
+pub(crate) fn write_report(finished: &Finished, plan: &Plan, out: &Path, title: &str, notes: &[String]) -> Result<()> {
+    let shown = plan.held_out.as_ref().unwrap_or(&plan.train);
+    let rows = shown.rows.start..shown.rows.end.min(shown.rows.start + REPORT_TOKENS);
+    let options = ExampleOptions { latents: 24, threads: plan.settings.threads, ..ExampleOptions::default() };
+    let examples =
+        if shown.data.has_text() { top_activations(&finished.sae, &shown.data, rows, &options)? } else { Vec::new() };
+    let table = toml::Table::try_from(&plan.config).unwrap_or_default();
+    let mut notes = notes.to_vec();
+    if finished.skipped > 0 {
+        notes.push(format!("{} training tokens were not finite and left out", finished.skipped));
+    }
+    report::write(
+        &out.join(names::REPORT),
+        &RunReport {
+            title: title.to_owned(),
+            config: table.into_iter().map(|(key, value)| (key, value.to_string())).collect(),
+            curve: finished.steps.clone(),
+            evaluations: finished.evaluations.clone(),
+            train: Some(finished.train.clone()),
+            held_out: finished.held_out.clone(),
+            examples,
+            notes,
+        },
+    )
 }
 
 /// The result for machines: the keys of `kronsae eval --json`, of the held-out tokens where there are any, and the run's.

@@ -12,6 +12,7 @@ pub const FORMAT: &str = "activations/1";
 const ACTIVATIONS: &str = "activations";
 const TEXT: &str = "text";
 const TEXT_OFFSETS: &str = "text_offsets";
+const SEQUENCE_IDS: &str = "sequence_ids";
 
 /// One file of a data set.
 struct Shard {
@@ -263,6 +264,35 @@ impl Dataset {
             Ok(())
         })?;
         Ok(all.then_some(text))
+    }
+
+    /// Which sequence (text) each of `count` tokens from `start` on belongs to, as (shard, id): ids start anew in every
+    /// shard. Where a shard has no ids, all its tokens count as one sequence.
+    ///
+    /// # Errors
+    /// [`kronsae::Status::Format`] if the ids are not I32, one a token, or the shard has become shorter.
+    ///
+    /// # Panics
+    /// If the rows are outside the data set.
+    pub fn sequences(&self, start: usize, count: usize) -> Result<Vec<(usize, i32)>> {
+        assert!(start + count <= self.rows, "rows outside the data set");
+        let mut out = Vec::with_capacity(count);
+        self.for_parts(start, count, |shard, from, rows, _| {
+            let mut bytes = vec![0_u8; rows * 4];
+            if let Some(info) = shard.file.tensor(SEQUENCE_IDS) {
+                if info.dtype != TensorDtype::I32 || info.shape != [shard.rows] {
+                    let (name, found) = (shard.file.name(), (info.dtype, info.shape));
+                    return Err(Error::format(format!(
+                        "{name}: `{SEQUENCE_IDS}` is {found:?}, expected I32 [{}]",
+                        shard.rows
+                    )));
+                }
+                shard.file.read(SEQUENCE_IDS, from * 4, &mut bytes)?;
+            }
+            out.extend(bytes.as_chunks::<4>().0.iter().map(|b| (shard.start, i32::from_le_bytes(*b))));
+            Ok(())
+        })?;
+        Ok(out)
     }
 
     /// Calls `each(shard, first row in the shard, rows, rows before)` for the parts of a range.
