@@ -9,4 +9,5 @@ pub mod examples;
 pub mod report;
 pub mod rewrite;
 pub mod stream;
+pub mod tensorboard;
 pub mod terminal;

@@ -48,7 +48,11 @@ pub(super) fn html(report: &RunReport) -> String {
 }
 
 fn section(title: &str, charts: &str) -> String {
-    if charts.is_empty() { String::new() } else { format!("<section><h2>{title}</h2><div class=\"charts\">{charts}</div></section>\n") }
+    if charts.is_empty() {
+        String::new()
+    } else {
+        format!("<section><h2>{title}</h2><div class=\"charts\">{charts}</div></section>\n")
+    }
 }
 
 fn subtitle(report: &RunReport) -> String {
@@ -112,15 +116,16 @@ fn tiles(report: &RunReport) -> String {
 
 /// Training and held-out data side by side.
 fn evaluations(report: &RunReport) -> String {
-    let columns: Vec<(&str, &Evaluation)> =
-        [("Training data", &report.train), ("Held-out data", &report.held_out)]
-            .into_iter()
-            .filter_map(|(name, e)| e.as_ref().map(|e| (name, e)))
-            .collect();
+    let columns: Vec<(&str, &Evaluation)> = [("Training data", &report.train), ("Held-out data", &report.held_out)]
+        .into_iter()
+        .filter_map(|(name, e)| e.as_ref().map(|e| (name, e)))
+        .collect();
     if columns.is_empty() {
         return String::new();
     }
-    let mut out = String::from("<section><h2>The written model</h2><div class=\"scroll\"><table class=\"figures\"><thead><tr><td></td>");
+    let mut out = String::from(
+        "<section><h2>The written model</h2><div class=\"scroll\"><table class=\"figures\"><thead><tr><td></td>",
+    );
     for (name, _) in &columns {
         let _ = write!(out, "<th scope=\"col\">{name}</th>");
     }
@@ -149,7 +154,8 @@ fn evaluations(report: &RunReport) -> String {
 }
 
 fn training(report: &RunReport) -> String {
-    let line = |of: fn(&super::CurvePoint) -> f64| report.curve.iter().map(|p| (p.step as f64, of(p))).collect::<Vec<_>>();
+    let line =
+        |of: fn(&super::CurvePoint) -> f64| report.curve.iter().map(|p| (p.step as f64, of(p))).collect::<Vec<_>>();
     let held = |of: fn(&Evaluation) -> f64| {
         report.evaluations.iter().map(|p| (p.step as f64, of(&p.evaluation))).collect::<Vec<_>>()
     };
@@ -245,7 +251,10 @@ fn usage(report: &RunReport) -> String {
     let x_labels = (first..=last + 1).filter(whole).map(|at| ((at - first) as f64, short_percent(edge(at)))).collect();
     let firing = BarChart {
         title: "Firing density",
-        caption: &format!("Latents by the share of tokens on which they fire, {of}. {} never fired.", grouped(e.dead_latents)),
+        caption: &format!(
+            "Latents by the share of tokens on which they fire, {of}. {} never fired.",
+            grouped(e.dead_latents)
+        ),
         x_name: "share of tokens",
         bars: bars.collect(),
         x_labels,
@@ -335,5 +344,7 @@ fn config(report: &RunReport) -> String {
         .iter()
         .map(|(name, value)| format!("<tr><th scope=\"row\">{}</th><td>{}</td></tr>", escape(name), escape(value)))
         .collect();
-    format!("<section><h2>Configuration</h2><div class=\"scroll\"><table class=\"config\"><tbody>{rows}</tbody></table></div></section>\n")
+    format!(
+        "<section><h2>Configuration</h2><div class=\"scroll\"><table class=\"config\"><tbody>{rows}</tbody></table></div></section>\n"
+    )
 }
