@@ -1,6 +1,6 @@
 //! What latents mean, by example: the tokens that excite a latent most, and the latents that a token excites most.
 
-use crate::data::Dataset;
+use crate::data::{Dataset, TokenText};
 use crate::stream::{check_rows, encode_rows};
 use kronsae::{Activations, Encoder, EncoderOptions, Error, Latents, Result, Sae};
 use serde::Serialize;
@@ -53,7 +53,7 @@ pub struct Example {
     pub value: f32,
     /// Text before the token, of the same sequence.
     pub before: String,
-    /// The token's text; `[row N]` where the shards have none.
+    /// The token's text, with the rest of its character where it is a piece of one; `[row N]` where the shards have none.
     pub token: String,
     /// Text after it.
     pub after: String,
@@ -66,7 +66,7 @@ pub struct TokenLatents {
     pub row: usize,
     /// Text before the token, of the same sequence.
     pub before: String,
-    /// The token's text; `[row N]` where the shards have none.
+    /// The token's text, with the rest of its character where it is a piece of one; `[row N]` where the shards have none.
     pub token: String,
     /// Text after it.
     pub after: String,
@@ -101,19 +101,19 @@ impl Seen {
         self.top.insert(at, (value, row));
     }
 
-    /// How much the latent is worth showing: the mean value of its best `most` tokens (missing ones count as 0, so that a
-    /// single outlier does not win), times the information of its firing, -log2 of its rate.
+    /// How much the latent is worth showing: the median value of its best `most` tokens (missing ones count as 0; neither
+    /// a single outlier nor a latent that hardly fires wins), times the information of its firing, -log2 of its rate.
     fn score(&self, most: usize, tokens: u64) -> f64 {
-        let strength = self.top.iter().map(|(v, _)| f64::from(*v)).sum::<f64>() / most as f64;
+        let strength = self.top.get(most / 2).map_or(0.0, |(v, _)| f64::from(*v));
         strength * (tokens as f64 / self.fired as f64).log2()
     }
 }
 
 /// The strongest latents of tokens `rows` and, for each, the tokens that excite it most, from one pass over the data.
 ///
-/// Ranked by the mean value on a latent's best tokens times -log2 of its firing rate: strong and specific. Latents that
-/// fire on more than `options.max_rate` of the tokens are left out, and so is a latent whose strongest token is already
-/// that of a latent ranked before it. Memory is F lists of at most `options.examples` tokens.
+/// Ranked by the median value on a latent's best tokens times -log2 of its firing rate: strong and specific. Latents that
+/// fire on more than `options.max_rate` of the tokens are left out, and so is a latent of whose tokens half or more are
+/// already shown for those ranked before it. Memory is F lists of at most `options.examples` tokens.
 ///
 /// # Errors
 /// As [`encode_rows`]; [`kronsae::Status::Format`] if the text of a shard is not sound.
@@ -144,11 +144,17 @@ pub fn top_activations(
         .map(|f| (seen[f].score(most, tokens), f))
         .collect();
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    let mut strongest = HashSet::new();
-    ranked.retain(|(_, f)| strongest.insert(seen[*f].top[0].1));
-    ranked.truncate(options.latents);
+    let mut shown = HashSet::new();
+    let mut chosen = Vec::new();
+    for (_, f) in ranked {
+        let rows = || seen[f].top.iter().map(|(_, row)| *row);
+        if chosen.len() < options.latents && 2 * rows().filter(|row| shown.contains(row)).count() < rows().count() {
+            shown.extend(rows());
+            chosen.push(f);
+        }
+    }
 
-    let each = |(_, f): (f64, usize)| {
+    let each = |f: usize| {
         let seen = &seen[f];
         let examples = seen.top.iter().map(|&(value, row)| {
             let Context { before, token, after } = context(data, row, options)?;
@@ -161,7 +167,7 @@ pub fn top_activations(
             examples: examples.collect::<Result<_>>()?,
         })
     };
-    ranked.into_iter().map(each).collect()
+    chosen.into_iter().map(each).collect()
 }
 
 /// The `latents_each` strongest latents of each of the tokens `rows`, in the order given.
@@ -213,13 +219,24 @@ fn context(data: &Dataset, row: usize, options: &ExampleOptions) -> Result<Conte
     let Some(text) = data.text(start, end - start)? else {
         return Ok(Context { before: String::new(), token: format!("[row {row}]"), after: String::new() });
     };
-    // A character cut by the edge of the context is left out; one cut by the marked token shows as a replacement mark.
+    let marked = whole_characters(&text, at, first..last);
+    // A character cut by the edge of the context is left out.
     let cut = char::REPLACEMENT_CHARACTER;
     Ok(Context {
-        before: text.span(first..at).trim_start_matches(cut).to_owned(),
-        token: text.token(at),
-        after: text.span(at + 1..last).trim_end_matches(cut).to_owned(),
+        before: text.span(first..marked.start).trim_start_matches(cut).to_owned(),
+        token: text.span(marked.clone()),
+        after: text.span(marked.end..last).trim_end_matches(cut).to_owned(),
     })
+}
+
+/// The tokens to mark for token `at`: itself, or where it is a piece of a character, all pieces of that character (at most
+/// four bytes, so at most three tokens either way). Itself where the text is no UTF-8 at all.
+fn whole_characters(text: &TokenText, at: usize, within: Range<usize>) -> Range<usize> {
+    let whole = |range: &Range<usize>| !text.span(range.clone()).contains(char::REPLACEMENT_CHARACTER);
+    let fits = |range: &Range<usize>| range.start >= within.start && range.end <= within.end;
+    let longer =
+        |more: usize| (0..=more).filter(move |left| at >= *left).map(move |left| at - left..at + 1 + more - left);
+    (0..=3).flat_map(longer).find(|range| fits(range) && whole(range)).unwrap_or(at..at + 1)
 }
 
 #[cfg(test)]
@@ -234,7 +251,8 @@ mod tests {
         }
         assert_eq!(seen.top, [(5.0, 100), (4.0, 400), (3.0, 200)]);
         assert_eq!(seen.fired, 7);
-        // 12 of 3 examples' worth, fired on 7 of 28 tokens: two bits.
+        // The median is 4, and firing on 7 of 28 tokens is worth two bits.
         assert!((seen.score(3, 28) - 8.0).abs() < 1e-12);
+        assert_eq!(seen.score(8, 28), 0.0, "fewer examples than half of those wanted");
     }
 }

@@ -18,4 +18,5 @@ pub mod run;
 pub mod schedule;
 pub mod settings;
 pub mod stream;
+pub mod tensorboard;
 pub mod terminal;

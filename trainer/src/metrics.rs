@@ -4,6 +4,7 @@ use crate::backend::StepStats;
 use crate::checkpoint::Header;
 use crate::eval::Evaluation;
 use crate::settings::Settings;
+use crate::tensorboard::EventWriter;
 use kronsae::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -11,7 +12,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// One log entry of training.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Steps done.
     pub step: u64,
@@ -72,16 +73,17 @@ pub struct EvalRecord {
 pub struct MetricsLog {
     path: PathBuf,
     file: File,
+    events: EventWriter,
     steps: Vec<StepRecord>,
     evaluations: Vec<EvalRecord>,
 }
 
 impl MetricsLog {
-    /// Opens the log; entries after step `done`, of a run that went further than its last checkpoint, are dropped.
+    /// Opens the log, and a TensorBoard event file in the folder `events`; entries after step `done`, of a run that went further than its last checkpoint, are dropped.
     ///
     /// # Errors
     /// [`kronsae::Status::Io`].
-    pub fn open(path: &Path, _events: &Path, done: u64) -> Result<Self> {
+    pub fn open(path: &Path, events: &Path, done: u64) -> Result<Self> {
         let name = path.display().to_string();
         let old = std::fs::read_to_string(path).unwrap_or_default();
         let (mut steps, mut evaluations) = (Vec::new(), Vec::new());
@@ -106,7 +108,8 @@ impl MetricsLog {
         }
         kronsae::tensor_file::replace(path, |sink| sink.write_all(kept.as_bytes()))?;
         let file = File::options().append(true).open(path).map_err(|e| Error::io("open", &name, &e))?;
-        Ok(MetricsLog { path: path.to_owned(), file, steps, evaluations })
+        let events = EventWriter::create(events)?;
+        Ok(MetricsLog { path: path.to_owned(), file, events, steps, evaluations })
     }
 
     fn line(&mut self, record: &impl Serialize) -> Result<()> {
@@ -118,17 +121,41 @@ impl MetricsLog {
 
     pub(crate) fn step(&mut self, record: &StepRecord) -> Result<()> {
         self.line(record)?;
+        for (tag, value) in [
+            ("train/loss", record.loss),
+            ("train/auxk_loss", record.auxk_loss),
+            ("train/explained_variance", record.explained_variance),
+            ("train/l0", record.l0),
+            ("train/dead_share", record.dead_share),
+            ("train/dead_rows", record.dead_rows as f64),
+            ("train/learning_rate", record.learning_rate),
+            ("train/tokens_per_second", record.tokens_per_second),
+        ] {
+            self.events.scalar(tag, record.step, value)?;
+        }
         self.steps.push(record.clone());
         Ok(())
     }
 
     pub(crate) fn evaluation(&mut self, record: &EvalRecord) -> Result<()> {
         self.line(record)?;
+        let found = &record.evaluation;
+        for (tag, value) in [
+            ("held_out/explained_variance_pooled", found.explained_variance.pooled),
+            ("held_out/explained_variance_per_token", found.explained_variance.per_token_mean),
+            ("held_out/l0", found.l0),
+            ("held_out/dead_share", found.dead_share),
+        ] {
+            self.events.scalar(tag, record.step, value)?;
+        }
+        // An evaluation is rare enough to be seen at once.
+        self.events.flush()?;
         self.evaluations.push(record.clone());
         Ok(())
     }
 
-    pub(crate) fn finish(self) -> Result<(Vec<StepRecord>, Vec<EvalRecord>)> {
+    pub(crate) fn finish(mut self) -> Result<(Vec<StepRecord>, Vec<EvalRecord>)> {
+        self.events.flush()?;
         let name = self.path.display().to_string();
         self.file.sync_all().map_err(|e| Error::io("write", &name, &e))?;
         Ok((self.steps, self.evaluations))

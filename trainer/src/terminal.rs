@@ -106,10 +106,12 @@ fn first_columns(text: &str, columns: usize) -> String {
     if kept.len() < text.len() { format!("{kept}…") } else { kept }
 }
 
-fn line(style: Style, before: &str, token: &str, after: &str) -> String {
+/// A token in its text; `aligned` puts the tokens of several lines below each other.
+fn line(style: Style, before: &str, token: &str, after: &str, aligned: bool) -> String {
     let before = last_columns(&visible(before), BEFORE);
+    let before = if aligned { &before } else { before.trim_start() };
     let after = first_columns(&visible(after), AFTER);
-    format!("{}{}{}", style.faint(&before), style.marked(&visible(token)), style.faint(&after))
+    format!("{}{}{}", style.faint(before), style.marked(&visible(token)), style.faint(&after))
 }
 
 /// Latents, each with the tokens that excite it most, one a line.
@@ -121,7 +123,7 @@ pub fn latents(latents: &[LatentExamples], style: Style) -> String {
         let _ = writeln!(out, "{name}   fires on {} of tokens", percent(latent.firing_rate));
         for example in &latent.examples {
             let bar = bar(f64::from(example.value), f64::from(latent.max_value), BAR);
-            let text = line(style, &example.before, &example.token, &example.after);
+            let text = line(style, &example.before, &example.token, &example.after, true);
             let _ = writeln!(out, "  {:>7.2} {bar} {text}", example.value);
         }
         out.push('\n');
@@ -135,7 +137,7 @@ pub fn tokens(tokens: &[TokenLatents], style: Style) -> String {
     let full = tokens.iter().flat_map(|t| &t.latents).map(|(_, v)| f64::from(*v)).fold(0.0, f64::max);
     let mut out = String::new();
     for token in tokens {
-        let _ = writeln!(out, "{}", line(style, &token.before, &token.token, &token.after).trim_start());
+        let _ = writeln!(out, "{}", line(style, &token.before, &token.token, &token.after, false));
         if token.latents.is_empty() {
             let _ = writeln!(out, "    no latent fires");
         }

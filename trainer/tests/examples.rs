@@ -2,7 +2,7 @@
 
 mod fixtures;
 
-use fixtures::write_shard;
+use fixtures::{write_shard, write_shard_bytes};
 use kronsae::sae::{Config, Encoder, ModelWriter, Selection, Which};
 use kronsae::{Dtype, Sae};
 use kronsae_trainer::data::Dataset;
@@ -49,7 +49,7 @@ fn finds_the_tokens_that_excite_a_latent() {
     let shard = folder.path().join("shard.safetensors");
     write_shard(&shard, &x, 4, Some(&words));
     let data = Dataset::open(&[shard]).unwrap();
-    let options = ExampleOptions { before: 2, after: 3, ..ExampleOptions::default() };
+    let options = ExampleOptions { examples: 3, before: 2, after: 3, ..ExampleOptions::default() };
 
     let found = top_activations(&sae, &data, 0..rows, &options).unwrap();
     assert_eq!(found.iter().map(|l| l.latent).collect::<Vec<_>>(), [2, 3], "latent 0 fires everywhere, latent 1 never");
@@ -80,6 +80,16 @@ fn context_stays_in_its_sequence_and_shards_without_text_still_work() {
     let found = top_activations(&sae, &data, 0..4, &options).unwrap();
     let example = &found[0].examples[0];
     assert_eq!((&*example.before, &*example.token, &*example.after), ("one", " two", ""));
+
+    // A character in three tokens is marked whole, whichever of them is meant.
+    let split = folder.path().join("split.safetensors");
+    let pieces: [&[u8]; 4] = [b"a", &[0xE2], &[0x8F], &[0x8E, b'b']];
+    write_shard_bytes(&split, &[0.0; 8], 2, Some(&pieces));
+    let data = Dataset::open(&[split]).unwrap();
+    for at in 1..4 {
+        let token = &token_latents(&sae, &data, &[at], 1, &options).unwrap()[0];
+        assert_eq!((&*token.before, &*token.token, &*token.after), ("a", "⏎b", ""), "{at}");
+    }
 
     let bare = folder.path().join("bare.safetensors");
     write_shard(&bare, &[0.0, 0.0, 0.0, 1.0], 2, None);

@@ -48,17 +48,20 @@ impl Axis {
         (at(value) - at(self.low)) / (at(self.high) - at(self.low))
     }
 
-    /// Round numbers on the axis, some four to seven of them.
+    /// Round numbers on the axis, some four to eight of them.
     fn ticks(&self) -> Vec<f64> {
-        if self.log && self.high / self.low > 8.0 {
-            let first = self.low.log10().floor() as i32;
-            let last = self.high.log10().ceil() as i32;
-            let decades = last - first;
-            let steps: &[f64] = if decades <= 3 { &[1.0, 2.0, 5.0] } else { &[1.0] };
-            let each = (first..=last).flat_map(|e| steps.iter().map(move |s| s * 10_f64.powi(e)));
-            return each.filter(|t| (self.low * 0.999..=self.high * 1.001).contains(t)).collect();
+        let ratio = self.high / self.low;
+        if self.log && ratio > 4.0 {
+            let steps: &[f64] = match ratio {
+                r if r > 2000.0 => &[1.0],
+                r if r > 20.0 => &[1.0, 2.0, 5.0],
+                _ => &[1.0, 1.5, 2.0, 3.0, 5.0, 7.0],
+            };
+            let decades = self.low.log10().floor() as i32..=self.high.log10().ceil() as i32;
+            let each = decades.flat_map(|e| steps.iter().map(move |s| s * 10_f64.powi(e)));
+            return each.filter(|t| (self.low..=self.high).contains(t)).collect();
         }
-        let raw = (self.high - self.low) / 4.0;
+        let raw = (self.high - self.low) / 5.0;
         let unit = 10_f64.powf(raw.log10().floor());
         let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|s| s * unit).find(|s| *s >= raw * 0.999).unwrap_or(raw);
         let first = (self.low / step - 1e-9).ceil() as i64;
@@ -140,11 +143,12 @@ impl LineChart<'_> {
             let _ = write!(plot.svg, "<path class=\"line {}\" d=\"{path}\"/>", s.class);
             if s.marked {
                 // Lines of no length with round ends: dots that stay round however the drawing is stretched.
-                for &(px, py) in points.iter().filter(|(px, py)| px.is_finite() && py.is_finite()) {
-                    let (at_x, at_y) = (x.share(px) * SIZE, (1.0 - y.share(py).clamp(-1.0, 2.0)) * SIZE);
+                for &(px, py) in points.iter().filter(|(px, py)| px.is_finite() && (0.0..=1.0).contains(&y.share(*py)))
+                {
+                    let (at_x, at_y) = (x.share(px) * SIZE, (1.0 - y.share(py)) * SIZE);
                     let title = escape(&format!("{}, step {}: {}", s.name, short(px), (self.format)(py)));
                     let _ = write!(
-                        plot.svg,
+                        plot.dots,
                         "<path class=\"dot {}\" d=\"M{at_x:.1} {at_y:.1}h.01\"><title>{title}</title></path>",
                         s.class
                     );
@@ -167,7 +171,10 @@ impl LineChart<'_> {
 /// What stands in a plot: the drawing, and labels beside it.
 #[derive(Default)]
 struct Plot {
+    /// Lines and bars, cut at the edges.
     svg: String,
+    /// Marks, whole at the edges too.
+    dots: String,
     labels: String,
 }
 
@@ -186,11 +193,12 @@ impl Plot {
     fn figure(&self, title: &str, legend: &str, caption: &str, said: &str, x_name: &str) -> String {
         format!(
             "<figure class=\"chart\"><div class=\"head\"><h3>{}</h3><div class=\"legend\">{legend}</div></div>\
-             <div class=\"plot\"><svg viewBox=\"0 0 {SIZE} {SIZE}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\">{}\
-             </svg>{}</div><div class=\"axis\">{}</div><figcaption>{}</figcaption></figure>\n",
+             <div class=\"plot\"><svg viewBox=\"0 0 {SIZE} {SIZE}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\">\
+             <svg width=\"{SIZE}\" height=\"{SIZE}\">{}</svg>{}</svg>{}</div><div class=\"axis\">{}</div><figcaption>{}</figcaption></figure>\n",
             escape(title),
             escape(said),
             self.svg,
+            self.dots,
             self.labels,
             escape(x_name),
             escape(caption),
@@ -232,14 +240,14 @@ impl BarChart<'_> {
         }
         let count = self.bars.len() as f64;
         let width = SIZE / count;
-        // Gaps between few bars; many bars make one silhouette.
-        let gap = if self.bars.len() <= 64 { width * 0.12 } else { 0.0 };
+        // Gaps between few bars; many overlap a little, so that no seam shows in their silhouette.
+        let gap = if self.bars.len() <= 64 { width * 0.12 } else { -width };
         for (at, bar) in self.bars.iter().enumerate() {
             let height = y.share(bar.value) * SIZE;
             let _ = write!(
                 plot.svg,
                 "<rect class=\"bar\" x=\"{:.2}\" y=\"{:.2}\" width=\"{:.2}\" height=\"{height:.2}\"><title>{}</title></rect>",
-                at as f64 * width + gap / 2.0,
+                at as f64 * width + gap.max(0.0) / 2.0,
                 SIZE - height,
                 width - gap,
                 escape(&bar.title),
@@ -282,15 +290,25 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_inside() {
-        for (low, high, log) in
-            [(0.0, 1.0, false), (0.61, 0.78, false), (1e-4, 3.0, true), (0.4, 0.9, true), (0.0, 137.0, false)]
-        {
+        for (low, high, log) in [
+            (0.0, 1.0, false),
+            (0.61, 0.78, false),
+            (1e-4, 3.0, true),
+            (0.4, 0.9, true),
+            (0.23, 1.1, true),
+            (0.5, 0.6, true),
+            (1e-9, 1.0, true),
+            (0.0, 137.0, false),
+        ] {
             let axis = Axis { low, high, log };
             let ticks = axis.ticks();
             assert!((3..=12).contains(&ticks.len()), "{low} {high}: {ticks:?}");
             assert!(ticks.iter().all(|t| (-0.01..=1.01).contains(&axis.share(*t))), "{ticks:?}");
         }
-        assert_eq!(Axis { low: 0.0, high: 1.0, log: false }.ticks(), [0.0, 0.25, 0.5, 0.75, 1.0]);
+        assert_eq!(
+            Axis { low: 0.0, high: 1.0, log: false }.ticks(),
+            [0.0, 0.2, 0.4, 0.6, 0.8, 1.0].map(|v: f64| (v * 5.0).round() * 0.2)
+        );
     }
 
     #[test]
