@@ -105,7 +105,10 @@ pub fn run_command(args: Args) -> Result<()> {
         )));
     }
     let plan = plan(given)?;
-    prepare(&args.out, &plan)?;
+    // A resumed run keeps the settings it began with: what is given anew must agree, or is refused before anything changes.
+    if !(args.resume && config_path.exists()) {
+        prepare(&args.out, &plan)?;
+    }
     let mut progress = Progress::new(plan.settings.steps, plan.settings.batch, args.json);
     let outcome = run(&plan.settings, &plan.train, plan.held_out.as_ref(), &args.out, args.resume, &mut progress)?;
     progress.finish();
