@@ -1,5 +1,6 @@
 //! `kronsae train`: activation shards in, a folder with one model file out.
 
+use crate::checkpoint;
 use crate::data::Dataset;
 use crate::examples::{ExampleOptions, top_activations};
 use crate::progress::Progress;
@@ -98,7 +99,7 @@ pub fn run_command(args: Args) -> Result<()> {
         if config_path.exists() {
             given = given.over(TrainArgs::from_file(&config_path)?);
         }
-    } else if config_path.exists() {
+    } else if holds_a_run(&args.out)? {
         return Err(Error::invalid(format!(
             "{} already holds a run; go on with --resume, or choose another --out",
             args.out.display()
@@ -128,6 +129,11 @@ pub fn run_command(args: Args) -> Result<()> {
             std::process::exit(130);
         }
     }
+}
+
+/// Whether there is anything in the folder that starting anew would lose.
+fn holds_a_run(out: &Path) -> Result<bool> {
+    Ok(out.join(names::MODEL).exists() || !checkpoint::list(&out.join(names::CHECKPOINTS))?.is_empty())
 }
 
 /// Makes the folder and writes every setting into it.

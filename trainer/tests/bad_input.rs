@@ -1,0 +1,201 @@
+//! Hostile data and hostile disks: each gets an error that names the file, what was found and what was expected; nothing
+//! crashes, nothing is half-written, nothing is lost.
+
+mod fixtures;
+
+use fixtures::{Rng, activations, write_shard, write_shards};
+use kronsae::tensor_file::{self, TensorDtype, TensorOut};
+use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const D: usize = 16;
+
+fn kronsae(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kronsae"));
+    command.args(args);
+    command
+}
+
+fn train(data: &Path, out: &Path) -> Command {
+    let mut command =
+        kronsae(&["train", "--heads", "8", "--k", "4", "--tokens", "2000", "--batch", "100", "--threads", "2"]);
+    command.arg("--data").arg(data).arg("--out").arg(out);
+    command
+}
+
+fn message(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The command must fail with an ordinary error that contains all of `parts`.
+fn fails(command: &mut Command, parts: &[&str]) {
+    let output = command.output().unwrap();
+    let message = message(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    for part in parts {
+        assert!(message.contains(part), "`{part}` is not in: {message}");
+    }
+    assert!(!message.contains("panicked"), "{message}");
+}
+
+fn write(path: &Path, format: &str, dtype: TensorDtype, shape: &[usize], bytes: &[u8]) {
+    let metadata = BTreeMap::from([("format".to_owned(), format.to_owned())]);
+    tensor_file::write(path, &metadata, vec![TensorOut::bytes("activations", dtype, shape, bytes)]).unwrap();
+}
+
+#[test]
+fn shards_that_are_not_what_they_should_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, out) = (folder.path().join("data"), folder.path().join("out"));
+    std::fs::create_dir(&data).unwrap();
+    fails(&mut train(&data, &out), &["data", "no .safetensors file"]);
+    fails(&mut train(&folder.path().join("nowhere"), &out), &["nowhere", "cannot open"]);
+    fails(&mut kronsae(&["train", "--out", "x"]), &["--data is missing"]);
+
+    let shard = data.join("a.safetensors");
+    let bytes = vec![0_u8; 100 * D * 4];
+    let mut case = |path: &Path, parts: &[&str]| {
+        fails(&mut train(&data, &out), parts);
+        std::fs::remove_file(path).unwrap();
+        assert!(!out.join("model.safetensors").exists());
+    };
+    write(&shard, "activations/2", TensorDtype::F32, &[100, D], &bytes);
+    case(&shard, &["a.safetensors", "activations/2", "activations/1"]);
+    write(&shard, "activations/1", TensorDtype::I32, &[100, D], &bytes);
+    case(&shard, &["a.safetensors", "I32", "expected F32, F16 or BF16"]);
+    write(&shard, "activations/1", TensorDtype::F32, &[100 * D], &bytes);
+    case(&shard, &["a.safetensors", "expected [tokens, d_model]"]);
+    write(&shard, "activations/1", TensorDtype::F32, &[0, D], &[]);
+    case(&shard, &["a.safetensors", "no tokens"]);
+    write(&shard, "activations/1", TensorDtype::F32, &[100, D], &bytes);
+    case(&shard, &["no variance"]);
+    std::fs::write(&shard, b"not a safetensors file at all").unwrap();
+    case(&shard, &["a.safetensors", "header length"]);
+    let nan: Vec<u8> = (0..100 * D).flat_map(|_| f32::NAN.to_le_bytes()).collect();
+    write(&shard, "activations/1", TensorDtype::F32, &[100, D], &nan);
+    case(&shard, &["every token", "NaN"]);
+
+    // truncated
+    let mut rng = Rng(1);
+    write_shard(&shard, &activations(100, D, &mut rng), D, None);
+    let whole = std::fs::read(&shard).unwrap();
+    std::fs::write(&shard, &whole[..whole.len() - 7]).unwrap();
+    case(&shard, &["a.safetensors", "truncated"]);
+
+    // two widths
+    write_shard(&shard, &activations(100, D, &mut rng), D, None);
+    let other = data.join("b.safetensors");
+    write_shard(&other, &activations(100, D + 1, &mut rng), D + 1, None);
+    case(&other, &["b.safetensors", "d_model is 17, but 16", "a.safetensors"]);
+}
+
+#[test]
+fn settings_out_of_range() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    write_shards(&data, &activations(400, D, &mut Rng(2)), D, 400);
+    let out = folder.path().join("out");
+    for (args, parts) in [
+        (&["--k", "0"][..], &["--k 0", "expected 1 to 256"][..]),
+        (&["--k", "257"], &["--k 257", "256"]),
+        (&["--heads", "0"], &["heads 0"]),
+        (&["--heads", "4611686018427387904"], &["more than"]),
+        (&["--latents", "64"], &["--latents goes with --encoder dense"]),
+        (&["--batch", "0"], &["--batch 0"]),
+        (&["--lr=-1"], &["--lr -1"]),
+        (&["--hold-out", "400"], &["--hold-out 400", "400 tokens"]),
+        (&["--threads", "100000"], &["threads = 100000"]),
+        (&["--backend", "cuda"], &["no CUDA backend", "--backend cpu"]),
+    ] {
+        let mut command = kronsae(&["train", "--tokens", "1000"]);
+        fails(command.arg("--data").arg(&data).arg("--out").arg(&out).args(args), parts);
+        let _ = std::fs::remove_dir_all(&out);
+    }
+    let config = folder.path().join("config.toml");
+    std::fs::write(&config, "learning_rate = 3\n").unwrap();
+    let mut command = kronsae(&["train"]);
+    fails(command.arg("--out").arg(&out).arg("--config").arg(&config), &["config.toml", "learning_rate"]);
+}
+
+#[test]
+fn tokens_that_are_not_finite_are_counted_and_skipped() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let mut values = activations(500, D, &mut Rng(3));
+    for row in [0, 70, 71, 499] {
+        values[row * D + row % D] = if row == 70 { f32::INFINITY } else { f32::NAN };
+    }
+    write_shards(&data, &values, D, 200);
+    let out = folder.path().join("out");
+    let output = train(&data, &out).args(["--hold-out", "0", "--json"]).output().unwrap();
+    assert!(output.status.success(), "{}", message(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let result: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    // four passes over 500 tokens of which four are not finite
+    assert_eq!(result["skipped_tokens"], 16);
+    assert_eq!(result["non_finite_tokens"], 4);
+    assert!(result["explained_variance"]["pooled"].as_f64().unwrap().is_finite());
+}
+
+/// Makes every file write past `bytes` fail, as on a full disk.
+fn with_full_disk(command: &mut Command, bytes: u64) -> &mut Command {
+    // SAFETY: only async-signal-safe calls between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+            match libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        })
+    }
+}
+
+#[test]
+fn a_disk_that_fills() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    write_shards(&data, &activations(400, D, &mut Rng(4)), D, 400);
+    let files = |out: &Path| -> Vec<String> {
+        let list = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.file_name());
+        let all = list(out).chain(list(&out.join("checkpoints")));
+        all.map(|n| n.into_string().unwrap()).filter(|n| n.contains("safetensors")).collect()
+    };
+    // Parameters are 8*8*16 + 8*16*16 elements, so a model is about 13 KB and a checkpoint three times that. Between the
+    // two: no checkpoint can be written, training goes on and says so, and the model is written.
+    let out = folder.path().join("no-checkpoints");
+    let output = with_full_disk(&mut train(&data, &out), 24_000).output().unwrap();
+    assert!(output.status.success(), "{}", message(&output));
+    assert!(message(&output).contains("no checkpoint at step"), "{}", message(&output));
+    assert_eq!(files(&out), ["model.safetensors"]);
+
+    // No room for the model either: an error, and nothing half-written.
+    let out = folder.path().join("nothing");
+    fails(with_full_disk(&mut train(&data, &out), 9_000), &["model.safetensors", "cannot write"]);
+    assert!(files(&out).is_empty(), "{:?}", files(&out));
+
+    // With room again, the same run goes through.
+    assert!(train(&data, &out).arg("--resume").status().unwrap().success());
+    assert!(files(&out).contains(&"model.safetensors".to_owned()));
+}
+
+#[test]
+fn a_shard_that_shrinks_while_it_is_read() {
+    use kronsae_trainer::data::Dataset;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.safetensors");
+    write_shard(&path, &activations(100, D, &mut Rng(5)), D, None);
+    let data = Dataset::open(&[&path]).unwrap();
+    let mut out = vec![0.0; 100 * D];
+    data.read(0, 100, &mut out).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(2000).unwrap();
+    let error = data.read(0, 100, &mut out).unwrap_err();
+    assert_eq!(error.status(), kronsae::Status::Format);
+    assert!(error.message().contains("a.safetensors") && error.message().contains("became shorter"), "{error}");
+}
