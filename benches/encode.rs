@@ -91,10 +91,9 @@ fn selection(c: &mut Criterion) {
         let spread = x.len() / D / TILE;
         let picked: Vec<f32> = x.chunks(D).step_by(spread).take(TILE).flatten().copied().collect();
         pre_activations(isa, weight, &bias, &picked, D, TILE, 0..rows, &mut y, rows);
-        for (rule, selection) in [
-            ("topk50", Selection::TopK(K)),
-            ("threshold", Selection::Threshold { theta, max_latents: 4 * K }),
-        ] {
+        for (rule, selection) in
+            [("topk50", Selection::TopK(K)), ("threshold", Selection::Threshold { theta, max_latents: 4 * K })]
+        {
             let mut selector = Selector::new(shape, selection, None, isa).unwrap();
             let mut active = 0;
             group.bench_function(BenchmarkId::new(name, rule), |b| {
