@@ -48,9 +48,15 @@ pub struct Selector {
 enum Rule {
     TopK(usize),
     /// Active iff the value (product, dense: y) is at least `floor`; at most `max_latents` are kept.
-    Threshold { floor: f32, max_latents: usize },
+    Threshold {
+        floor: f32,
+        max_latents: usize,
+    },
     /// Dense only: a floor for each latent.
-    PerLatent { floors: Vec<f32>, max_latents: usize },
+    PerLatent {
+        floors: Vec<f32>,
+        max_latents: usize,
+    },
 }
 
 /// The smallest f32 whose correctly rounded square root is above `theta`: `sqrt(x) > theta` iff `x >= floor`.
@@ -184,7 +190,8 @@ impl Selector {
         };
         // The list of heads is replaced by the list of products, which grows behind it.
         let taken = self.keys.len();
-        let mut products = Products { keys: &mut self.keys, start: taken, most: k, floor, keep: floor, counting, active: 0 };
+        let mut products =
+            Products { keys: &mut self.keys, start: taken, most: k, floor, keep: floor, counting, active: 0 };
         push_heads(self.isa, &mut products, y, m, n);
         let active = products.active;
         self.keys.drain(..taken);
@@ -357,6 +364,4 @@ mod tests {
             assert!(floor.next_down().sqrt() <= theta, "{theta}");
         }
     }
-
-
 }
