@@ -191,7 +191,8 @@ impl<'a> ModelWriter<'a> {
             Which::Decoder => DECODER_WEIGHT,
         };
         let [count, cols] = shape;
-        let each = move |sink: &mut dyn std::io::Write, write: &dyn Fn(&mut dyn std::io::Write, &[f32]) -> std::io::Result<()>| {
+        type WriteRow = dyn Fn(&mut dyn std::io::Write, &[f32]) -> std::io::Result<()>;
+        let each = move |sink: &mut dyn std::io::Write, write: &WriteRow| {
             (0..count).try_for_each(|r| write(sink, &rows[r * stride..][..cols]))
         };
         match dtype {
