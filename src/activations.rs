@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn strides_and_alignments() {
         // bf16 rows of 3 at an odd stride and an odd start
-        let mut bytes = vec![0_u8; 1 + 7 * 4 + 6];
+        let mut bytes = [0_u8; 1 + 7 * 4 + 6];
         for row in 0..4_u16 {
             for c in 0..3_u16 {
                 let v = (f32::from(row * 10 + c).to_bits() >> 16) as u16;

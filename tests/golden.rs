@@ -19,16 +19,19 @@ fn folder() -> PathBuf {
 
 const TOPK_KRON: Shape = Shape::Kron { heads: 11, base: 3, extension: 4 };
 const WIDE_KRON: Shape = Shape::Kron { heads: 2, base: 12, extension: 18 };
+/// Enough heads for a whole vector of them, and a remainder.
+const SQUARE_KRON: Shape = Shape::Kron { heads: 21, base: 4, extension: 4 };
 const DENSE: Shape = Shape::Dense { latents: 53 };
 
 /// Pre-activations to latents: name, shape, rule.
-const SELECTIONS: [(&str, Shape, Selection); 6] = [
+const SELECTIONS: [(&str, Shape, Selection); 7] = [
     ("kron-topk", TOPK_KRON, Selection::TopK(9)),
     ("kron-all", TOPK_KRON, Selection::TopK(132)),
     ("kron-wide-topk", WIDE_KRON, Selection::TopK(20)),
     ("kron-threshold", TOPK_KRON, Selection::Threshold { theta: 0.75, max_latents: 8 }),
     ("dense-topk", DENSE, Selection::TopK(9)),
     ("dense-threshold", DENSE, Selection::Threshold { theta: 0.75, max_latents: 8 }),
+    ("kron-square-topk", SQUARE_KRON, Selection::TopK(12)),
 ];
 
 /// Activations to latents through a model file.

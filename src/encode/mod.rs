@@ -1,6 +1,8 @@
 //! Activations to sparse latents: pre-activations by `dot/1`, then exact selection.
 
+mod candidates;
 mod latents;
+mod maxima;
 mod select;
 
 pub use latents::{Latents, LatentsMut, ROW_NOT_FINITE, ROW_TRUNCATED};

@@ -3,14 +3,20 @@
 //! Order: the f32 product p*q (dense: y) descending, then the latent index ascending. Only positive values take part.
 //! TopK over the F = h*m*n latents of a KronSAE never looks at all of them: with M_k the largest product of head k, the
 //! min(K, h) heads that come first by (M descending, head ascending) hold every TopK latent, because each of them
-//! contributes at least its maximum, which precedes every latent of any other head. Their products below the smallest
-//! of those maxima are out as well.
+//! contributes at least its maximum, which precedes every latent of any other head. Any floor that at least K head maxima
+//! reach serves as well: K latents reach it, so no latent below it is in, and only heads that reach it are looked into.
+//! Such a floor, near the K-th maximum, is found by counting, which needs no branch; then only candidates that reach it
+//! are formed and sorted. (Dense: the same, with the maxima of any disjoint parts of the latents.)
 
+use crate::simd::Isa;
+use super::candidates::{
+    MOST_RANKED, SMALLEST, above, index_of, key, near_cut, rank_sort, scan, scan_capacity, value_of,
+};
+use super::maxima::{column_maxima, columns, finite, head_maxima, positive_max};
 use crate::error::Result;
 use crate::isa_fn;
 use crate::memory::try_vec;
 use crate::sae::{Encoder, Selection};
-use crate::simd::Isa;
 
 /// What became of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,10 +36,12 @@ pub struct Selector {
     isa: Isa,
     encoder: Encoder,
     rule: Rule,
-    /// Largest product of each head, `[heads]` (kron).
+    /// Largest product of each head, `[heads]`; dense: largest pre-activation of each of some disjoint parts.
     maxima: Vec<f32>,
     /// Candidates as sort keys: see [`key`].
     keys: Vec<u64>,
+    /// Where the last row was cut: a first guess for the next one's. It decides how fast, never what.
+    guess: f32,
 }
 
 #[derive(Debug)]
@@ -49,24 +57,6 @@ enum Rule {
         floors: Vec<f32>,
         max_latents: usize,
     },
-}
-
-/// A candidate as one integer, so that ascending integer order is the order of the format: the complement of the
-/// value's bits (positive floats order like their bits) above the index.
-#[inline(always)]
-fn key(value: f32, index: usize) -> u64 {
-    debug_assert!(value > 0.0);
-    (u64::from(!value.to_bits()) << 32) | index as u64
-}
-
-#[inline(always)]
-fn value_of(key: u64) -> f32 {
-    f32::from_bits(!((key >> 32) as u32))
-}
-
-#[inline(always)]
-fn index_of(key: u64) -> usize {
-    (key & 0xFFFF_FFFF) as usize
 }
 
 /// The smallest f32 whose correctly rounded square root is above `theta`: `sqrt(x) > theta` iff `x >= floor`.
@@ -104,21 +94,21 @@ impl Selector {
                 Rule::Threshold { floor: if dense { theta.next_up() } else { square_floor(theta) }, max_latents }
             }
         };
-        let (heads, most_keys) = match encoder {
-            // The list of heads, then candidates up to the point where they are cut back, and one more row of a head.
+        let (maxima, most_keys) = match encoder {
+            // The list of heads, then candidates up to the point where they are cut back, and one more push.
             Encoder::Kron { heads, extension, .. } => match rule {
-                Rule::TopK(k) => (heads, scan_capacity(k).max(k) + cut_at(k) + extension),
-                _ => (heads, heads + cut_at(selection.capacity()) + extension),
+                Rule::TopK(k) if k <= heads => (heads, scan_capacity(k) + cut_at(k) + extension.max(MOST_FIXED)),
+                _ => (heads, heads + cut_at(selection.capacity()) + extension.max(MOST_FIXED)),
             },
             Encoder::Dense { latents } => match rule {
-                Rule::TopK(k) => (0, scan_capacity(k)),
+                Rule::TopK(k) => (columns(latents), scan_capacity(k)),
                 _ => (0, latents),
             },
         };
-        let maxima = try_vec(heads, 0.0, "head maxima")?;
+        let maxima = try_vec(maxima, 0.0, "maxima")?;
         let mut keys = try_vec(most_keys, 0_u64, "candidates")?;
         keys.clear();
-        Ok(Selector { isa, encoder, rule, maxima, keys })
+        Ok(Selector { isa, encoder, rule, maxima, keys, guess: 1.0 })
     }
 
     /// Selects from the pre-activations `y` of one token, `[rows]`. The result is read with [`Selector::selected`].
@@ -152,7 +142,12 @@ impl Selector {
         match &self.rule {
             Rule::TopK(k) => {
                 let k = *k;
-                scan(self.isa, y, k, &mut self.keys);
+                column_maxima(self.isa, y, &mut self.maxima);
+                // At least k parts reach this, so at least k latents do.
+                let floor = near_cut(self.isa, &self.maxima, k, self.guess);
+                self.guess = floor.filter(|&f| f > SMALLEST).unwrap_or(self.guess);
+                let reached = floor.filter(|_| self.maxima.len() >= k).unwrap_or(SMALLEST);
+                scan(self.isa, y, k, reached, &mut self.keys);
                 self.finish(k, self.keys.len())
             }
             Rule::Threshold { floor, max_latents } => {
@@ -179,10 +174,13 @@ impl Selector {
         }
         let (k, floor, counting) = match self.rule {
             Rule::TopK(k) => {
-                scan(self.isa, &self.maxima, k.min(heads), &mut self.keys);
-                // With K heads taken, K latents (their maxima) are no smaller than the smallest of these.
-                let smallest = self.keys.iter().map(|&key| value_of(key)).fold(f32::INFINITY, f32::min);
-                (k, if self.keys.len() == k { smallest } else { 0.0 }, false)
+                let floor = if k > heads {
+                    above(self.isa, &self.maxima, 0.0, &mut self.keys);
+                    0.0
+                } else {
+                    self.first_heads(k)
+                };
+                (k, floor, false)
             }
             Rule::Threshold { floor, max_latents } => {
                 above(self.isa, &self.maxima, floor.next_down(), &mut self.keys);
@@ -194,13 +192,29 @@ impl Selector {
         let taken = self.keys.len();
         let mut products =
             Products { keys: &mut self.keys, start: taken, most: k, floor, keep: floor, counting, active: 0 };
-        for at in 0..taken {
-            let head = index_of(products.keys[at]);
-            products.push_head(&y[head * (m + n)..][..m + n], head * m * n, m);
-        }
+        push_heads(self.isa, &mut products, y, m, n);
         let active = products.active;
         self.keys.drain(..taken);
         self.finish(k, active)
+    }
+
+    /// Collects the keys of at least the `k` heads whose maxima come first, not many more, unsorted; of all with a
+    /// positive one where there are no more. Returns a floor that at least `k` of them reach, or 0.
+    fn first_heads(&mut self, k: usize) -> f32 {
+        if let Some(floor) = near_cut(self.isa, &self.maxima, k, self.guess) {
+            above(self.isa, &self.maxima, floor.next_down(), &mut self.keys);
+            if self.keys.len() < k {
+                return 0.0;
+            }
+            self.guess = floor;
+            return floor;
+        }
+        // Many maxima tie about the cut.
+        scan(self.isa, &self.maxima, k, SMALLEST, &mut self.keys);
+        if self.keys.len() < k {
+            return 0.0;
+        }
+        self.keys.iter().map(|&key| value_of(key)).fold(f32::INFINITY, f32::min)
     }
 
     /// Cuts the candidates, of `active` that were found, to the first `most` in order, and sorts those.
@@ -209,7 +223,11 @@ impl Selector {
             self.keys.select_nth_unstable(most - 1);
             self.keys.truncate(most);
         }
-        self.keys.sort_unstable();
+        if self.keys.len() <= MOST_RANKED {
+            rank_sort(self.isa, &mut self.keys);
+        } else {
+            self.keys.sort_unstable();
+        }
         match self.rule {
             Rule::TopK(_) => RowOutcome::Selected { active: self.keys.len() },
             _ => RowOutcome::Selected { active },
@@ -261,6 +279,35 @@ impl Products<'_> {
         }
     }
 
+    /// As [`Products::push_head`] for heads of M x N = P at most [`MOST_FIXED`] products, formed all at once.
+    #[inline(always)]
+    fn push_fixed<const M: usize, const N: usize, const P: usize>(&mut self, rows: &[f32], first: usize) {
+        const { assert!(M * N == P && P <= MOST_FIXED) }
+        let mut products = [0.0_f32; P];
+        for i in 0..M {
+            for j in 0..N {
+                products[i * N + j] = positive(rows[i]) * positive(rows[M + j]);
+            }
+        }
+        // Only positive products take part, whatever the floor.
+        let floor = self.floor.max(SMALLEST);
+        let mut hits = 0_u64;
+        for (f, &product) in products.iter().enumerate() {
+            hits |= u64::from(product >= floor) << f;
+        }
+        while hits != 0 {
+            self.active += 1;
+            let f = hits.trailing_zeros() as usize;
+            hits &= hits - 1;
+            if products[f] >= self.keep {
+                self.keys.push(key(products[f], first + f));
+            }
+        }
+        if self.keys.len() - self.start > cut_at(self.most) {
+            self.cut();
+        }
+    }
+
     /// Keeps the first `most`; what is strictly below the last of them is out from now on. (Equal values stay in: heads
     /// are not visited in index order.)
     #[cold]
@@ -274,126 +321,35 @@ impl Products<'_> {
     }
 }
 
+/// The most products of a head that are formed all at once.
+const MOST_FIXED: usize = 64;
+
 /// Candidates beyond this many are cut back to `k`, so that wide heads need no room for all their products.
 fn cut_at(k: usize) -> usize {
     4 * k + 256
 }
 
-/// Room that [`scan`] needs for `k`.
-fn scan_capacity(k: usize) -> usize {
-    // At least one whole chunk beyond the point where the candidates are cut back to k.
-    2 * k + CHUNK + 64
-}
-
-const CHUNK: usize = 32;
-
-/// Whether no element is NaN or +infinity.
-#[inline(always)]
-fn all_below_infinity(y: &[f32]) -> bool {
-    let mut bad = [false; CHUNK];
-    let (chunks, rest) = y.as_chunks::<CHUNK>();
-    for chunk in chunks {
-        for j in 0..CHUNK {
-            bad[j] |= !(chunk[j] < f32::INFINITY);
-        }
-    }
-    !bad.iter().any(|&b| b) && rest.iter().all(|&v| v < f32::INFINITY)
-}
-
 isa_fn! {
-    fn finite(y: &[f32]) -> bool {
-        all_below_infinity(y)
-    }
-}
-
-/// One bit for each value above `floor`.
-#[inline(always)]
-fn hits(chunk: &[f32], floor: f32) -> u32 {
-    let mut hits = 0_u32;
-    for (j, &value) in chunk.iter().enumerate() {
-        hits |= u32::from(value > floor) << j;
-    }
-    hits
-}
-
-isa_fn! {
-    /// Collects the keys of the `k` first positive values, unsorted; fewer where fewer are positive.
-    fn scan(values: &[f32], k: usize, keys: &mut Vec<u64>) {
-        let most = scan_capacity(k) - CHUNK;
-        // Indices ascend, so a value equal to the k-th found before comes after it: strictly above the floor is enough.
-        let mut floor = 0.0_f32;
-        for (c, chunk) in values.chunks(CHUNK).enumerate() {
-            let mut hits = match <&[f32; CHUNK]>::try_from(chunk) {
-                // Of fixed length, for the vectoriser.
-                Ok(chunk) => hits(chunk, floor),
-                Err(_) => hits(chunk, floor),
-            };
-            while hits != 0 {
-                let j = hits.trailing_zeros() as usize;
-                hits &= hits - 1;
-                keys.push(key(chunk[j], c * CHUNK + j));
-            }
-            if keys.len() > most {
-                keys.select_nth_unstable(k - 1);
-                keys.truncate(k);
-                floor = value_of(keys[k - 1]);
-            }
-        }
-        if keys.len() > k {
-            keys.select_nth_unstable(k - 1);
-            keys.truncate(k);
-        }
-    }
-}
-
-isa_fn! {
-    /// Collects the keys of all values strictly above `floor` (at least 0).
-    fn above(values: &[f32], floor: f32, keys: &mut Vec<u64>) {
-        for (c, chunk) in values.chunks(CHUNK).enumerate() {
-            let mut hits = hits(chunk, floor);
-            while hits != 0 {
-                let j = hits.trailing_zeros() as usize;
-                hits &= hits - 1;
-                keys.push(key(chunk[j], c * CHUNK + j));
+    /// Replaces the list of heads, the keys there are, by their products: those are pushed behind it.
+    fn push_heads(products: &mut Products<'_>, y: &[f32], m: usize, n: usize) {
+        for at in 0..products.start {
+            let head = index_of(products.keys[at]);
+            let (rows, first) = (&y[head * (m + n)..][..m + n], head * m * n);
+            match (m, n) {
+                (2, 2) => products.push_fixed::<2, 2, 4>(rows, first),
+                (2, 4) => products.push_fixed::<2, 4, 8>(rows, first),
+                (4, 4) => products.push_fixed::<4, 4, 16>(rows, first),
+                (4, 8) => products.push_fixed::<4, 8, 32>(rows, first),
+                (8, 8) => products.push_fixed::<8, 8, 64>(rows, first),
+                _ => products.push_head(rows, first, m),
             }
         }
     }
 }
 
-isa_fn! {
-    /// Writes each head's largest product; false if a pre-activation is NaN or +infinity or a product is not finite.
-    fn head_maxima(y: &[f32], m: usize, n: usize, maxima: &mut [f32]) -> bool {
-        if !all_below_infinity(y) {
-            return false;
-        }
-        match (m, n) {
-            // Fixed extents let the compiler keep a head in registers.
-            (2, 4) => fixed::<2, 6>(y, maxima),
-            (4, 4) => fixed::<4, 8>(y, maxima),
-            (4, 8) => fixed::<4, 12>(y, maxima),
-            (8, 8) => fixed::<8, 16>(y, maxima),
-            _ => {
-                for (rows, max) in y.chunks_exact(m + n).zip(maxima.iter_mut()) {
-                    let (base, extension) = rows.split_at(m);
-                    *max = positive_max(base) * positive_max(extension);
-                }
-            }
-        }
-        all_below_infinity(maxima)
-    }
-}
-
 #[inline(always)]
-fn positive_max(values: &[f32]) -> f32 {
-    values.iter().fold(0.0_f32, |max, &v| if v > max { v } else { max })
-}
-
-#[inline(always)]
-fn fixed<const M: usize, const ROWS: usize>(y: &[f32], maxima: &mut [f32]) {
-    let (heads, _) = y.as_chunks::<ROWS>();
-    for (rows, max) in heads.iter().zip(maxima.iter_mut()) {
-        *max = positive_max(&rows[..M]) * positive_max(&rows[M..]);
-    }
+fn positive(value: f32) -> f32 {
+    if value > 0.0 { value } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -407,12 +363,5 @@ mod tests {
             assert!(floor.sqrt() > theta, "{theta}");
             assert!(floor.next_down().sqrt() <= theta, "{theta}");
         }
-    }
-
-    #[test]
-    fn keys_order_like_the_format() {
-        assert!(key(2.0, 5) < key(1.0, 0));
-        assert!(key(1.0, 0) < key(1.0, 1));
-        assert_eq!((value_of(key(1.5, 7)), index_of(key(1.5, 7))), (1.5, 7));
     }
 }

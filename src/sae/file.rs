@@ -191,17 +191,12 @@ impl<'a> ModelWriter<'a> {
             Which::Decoder => DECODER_WEIGHT,
         };
         let [count, cols] = shape;
-        let each = move |sink: &mut dyn std::io::Write,
-                         write: &dyn Fn(&mut dyn std::io::Write, &[f32]) -> std::io::Result<()>| {
+        type WriteRow = dyn Fn(&mut dyn std::io::Write, &[f32]) -> std::io::Result<()>;
+        let each = move |sink: &mut dyn std::io::Write, write: &WriteRow| {
             (0..count).try_for_each(|r| write(sink, &rows[r * stride..][..cols]))
         };
         match dtype {
-            Dtype::F32 => TensorOut::new(
-                name,
-                TensorDtype::F32,
-                &shape,
-                Box::new(move |sink| each(sink, &tensor_file::write_f32)),
-            ),
+            Dtype::F32 => TensorOut::new(name, TensorDtype::F32, &shape, Box::new(move |sink| each(sink, &tensor_file::write_f32))),
             Dtype::Bf16 => {
                 let write = |sink: &mut dyn std::io::Write, row: &[f32]| {
                     let bytes: Vec<u8> = row.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
@@ -220,8 +215,7 @@ impl<'a> ModelWriter<'a> {
     pub fn write(self, path: &Path) -> Result<()> {
         let encoder = self.config.encoder;
         let (rows, latents, d) = (encoder.rows(), encoder.latents(), self.config.d_model);
-        let mut lengths =
-            vec![(ENCODER_BIAS, self.encoder_bias.len(), rows), (DECODER_BIAS, self.decoder_bias.len(), d)];
+        let mut lengths = vec![(ENCODER_BIAS, self.encoder_bias.len(), rows), (DECODER_BIAS, self.decoder_bias.len(), d)];
         lengths.extend(self.encoder_threshold.map(|t| (ENCODER_THRESHOLD, t.len(), latents)));
         if let Some((rate, mean, quantiles)) = self.calibration {
             lengths.push((CALIBRATION_RATE, rate.len(), latents));
@@ -229,10 +223,7 @@ impl<'a> ModelWriter<'a> {
             lengths.push((CALIBRATION_QUANTILES, quantiles.len() % latents, 0));
         }
         if let Some((tensor, found, expected)) = lengths.into_iter().find(|(_, found, expected)| found != expected) {
-            return Err(Error::invalid(format!(
-                "{}: `{tensor}` has {found} values, expected {expected}",
-                path.display()
-            )));
+            return Err(Error::invalid(format!("{}: `{tensor}` has {found} values, expected {expected}", path.display())));
         }
         let mut tensors = vec![
             self.encoder_weight,
@@ -246,8 +237,10 @@ impl<'a> ModelWriter<'a> {
             tensors.push(TensorOut::f32(CALIBRATION_MEAN, &[latents], mean));
             tensors.push(TensorOut::f32(CALIBRATION_QUANTILES, &[latents, quantiles.len() / latents], quantiles));
         }
-        let metadata =
-            BTreeMap::from([("format".to_owned(), FORMAT.to_owned()), ("config".to_owned(), self.config.to_json())]);
+        let metadata = BTreeMap::from([
+            ("format".to_owned(), FORMAT.to_owned()),
+            ("config".to_owned(), self.config.to_json()),
+        ]);
         tensor_file::write(path, &metadata, tensors)
     }
 }
