@@ -9,18 +9,33 @@ use crate::memory::Aligned;
 use crate::tensor_file::{self, TensorDtype, TensorFile, TensorOut};
 use std::collections::BTreeMap;
 use std::path::Path;
+use tensors::{
+    CALIBRATION_MEAN, CALIBRATION_QUANTILES, CALIBRATION_RATE, DECODER_BIAS, DECODER_WEIGHT, ENCODER_BIAS, ENCODER_THRESHOLD,
+    ENCODER_WEIGHT,
+};
 
 /// The `format` string this version reads and writes.
 pub const FORMAT: &str = "kronsae/1";
 
-const ENCODER_WEIGHT: &str = "encoder.weight";
-const ENCODER_BIAS: &str = "encoder.bias";
-const ENCODER_THRESHOLD: &str = "encoder.threshold";
-const DECODER_WEIGHT: &str = "decoder.weight";
-const DECODER_BIAS: &str = "decoder.bias";
-const CALIBRATION_RATE: &str = "calibration.rate";
-const CALIBRATION_MEAN: &str = "calibration.mean";
-const CALIBRATION_QUANTILES: &str = "calibration.quantiles";
+/// Names of the tensors of a model file.
+pub mod tensors {
+    /// W, `[rows, d_model]`.
+    pub const ENCODER_WEIGHT: &str = "encoder.weight";
+    /// b, `[rows]`.
+    pub const ENCODER_BIAS: &str = "encoder.bias";
+    /// Thresholds latent by latent, `[F]` (dense JumpReLU).
+    pub const ENCODER_THRESHOLD: &str = "encoder.threshold";
+    /// D, `[F, d_model]`.
+    pub const DECODER_WEIGHT: &str = "decoder.weight";
+    /// b_dec, `[d_model]`.
+    pub const DECODER_BIAS: &str = "decoder.bias";
+    /// Firing rates, `[F]`.
+    pub const CALIBRATION_RATE: &str = "calibration.rate";
+    /// Mean values where active, `[F]`.
+    pub const CALIBRATION_MEAN: &str = "calibration.mean";
+    /// Quantiles of the value where active, `[F, Q]`.
+    pub const CALIBRATION_QUANTILES: &str = "calibration.quantiles";
+}
 
 /// What to read of a model file.
 #[derive(Debug, Clone, Copy)]

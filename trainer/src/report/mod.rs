@@ -5,7 +5,7 @@
 mod chart;
 mod page;
 
-use crate::eval::Evaluation;
+use crate::eval::{Evaluation, null_as_nan};
 use crate::examples::LatentExamples;
 use kronsae::Result;
 use kronsae::tensor_file::replace;
@@ -41,18 +41,25 @@ pub struct CurvePoint {
     /// Tokens seen.
     pub tokens: u64,
     /// Seconds of training.
+    #[serde(deserialize_with = "null_as_nan")]
     pub seconds: f64,
     /// The training loss.
+    #[serde(deserialize_with = "null_as_nan")]
     pub loss: f64,
     /// Explained variance, pooled.
+    #[serde(deserialize_with = "null_as_nan")]
     pub explained_variance: f64,
     /// Latents a token.
+    #[serde(deserialize_with = "null_as_nan")]
     pub l0: f64,
     /// Share of latents that are dead.
+    #[serde(deserialize_with = "null_as_nan")]
     pub dead_share: f64,
     /// The learning rate.
+    #[serde(deserialize_with = "null_as_nan")]
     pub learning_rate: f64,
     /// Tokens a second.
+    #[serde(deserialize_with = "null_as_nan")]
     pub tokens_per_second: f64,
 }
 
