@@ -10,8 +10,8 @@ use crate::tensor_file::{self, TensorDtype, TensorFile, TensorOut};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tensors::{
-    CALIBRATION_MEAN, CALIBRATION_QUANTILES, CALIBRATION_RATE, DECODER_BIAS, DECODER_WEIGHT, ENCODER_BIAS, ENCODER_THRESHOLD,
-    ENCODER_WEIGHT,
+    CALIBRATION_MEAN, CALIBRATION_QUANTILES, CALIBRATION_RATE, DECODER_BIAS, DECODER_WEIGHT, ENCODER_BIAS,
+    ENCODER_THRESHOLD, ENCODER_WEIGHT,
 };
 
 /// The `format` string this version reads and writes.

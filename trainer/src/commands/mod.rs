@@ -6,7 +6,8 @@ pub mod eval;
 pub mod inspect;
 
 use crate::data::Dataset;
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::terminal::grouped;
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use kronsae::{Error, Result};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -19,9 +20,13 @@ fn threads_or_all(asked: Option<usize>) -> usize {
 /// A progress bar over tokens on standard error; hidden where that is no terminal.
 fn progress_bar(tokens: usize) -> ProgressBar {
     let bar = ProgressBar::new(tokens as u64);
-    let template = "{msg:>24} {wide_bar} {human_pos}/{human_len} tokens  {per_sec}  {eta}";
+    let template = "{msg:>24} {wide_bar} {human_pos}/{human_len} tokens  {rate}/s  {eta}";
     if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
+        let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            // A progress bar that cannot be drawn is no reason to fail.
+            let _ = write!(out, "{}", grouped(state.per_sec() as u64));
+        };
+        bar.set_style(style.with_key("rate", rate));
     }
     bar
 }
@@ -37,7 +42,8 @@ fn print(text: &str) -> Result<()> {
 
 /// Prints `value` as JSON, indented, and a line feed.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Error::invalid(format!("cannot be shown as JSON: {e}")))?;
+    let text =
+        serde_json::to_string_pretty(value).map_err(|e| Error::invalid(format!("cannot be shown as JSON: {e}")))?;
     print(&(text + "\n"))
 }
 
@@ -56,9 +62,11 @@ fn refuse_input_as_output(out: &Path, model: &Path, data: &[PathBuf]) -> Result<
     let Ok(folder) = folder.canonicalize() else { return Ok(()) };
     let target = folder.join(out.file_name().unwrap_or_default());
     let target = target.canonicalize().unwrap_or(target);
-    let same = |path: &Path, as_folder: bool| path.canonicalize().is_ok_and(|p| p == target || (as_folder && p == folder));
+    let same =
+        |path: &Path, as_folder: bool| path.canonicalize().is_ok_and(|p| p == target || (as_folder && p == folder));
     if same(model, false) || data.iter().any(|path| same(path, true)) {
-        let message = format!("{}: is the model or one of the shards, or lies among them; choose another --out", out.display());
+        let message =
+            format!("{}: is the model or one of the shards, or lies among them; choose another --out", out.display());
         return Err(Error::invalid(message));
     }
     Ok(())

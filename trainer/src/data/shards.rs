@@ -278,7 +278,10 @@ impl Dataset {
             if let Some(info) = shard.file.tensor(SEQUENCE_IDS) {
                 if info.dtype != TensorDtype::I32 || info.shape != [shard.rows] {
                     let (name, found) = (shard.file.name(), (info.dtype, info.shape));
-                    return Err(Error::format(format!("{name}: `{SEQUENCE_IDS}` is {found:?}, expected I32 [{}]", shard.rows)));
+                    return Err(Error::format(format!(
+                        "{name}: `{SEQUENCE_IDS}` is {found:?}, expected I32 [{}]",
+                        shard.rows
+                    )));
                 }
                 shard.file.read(SEQUENCE_IDS, from * 4, &mut bytes)?;
             }
