@@ -61,10 +61,10 @@ pub fn run(args: Args) -> Result<()> {
         done.capacity
     );
     if done.non_finite_tokens > 0 {
-        text += &format!("; {} tokens are not finite and have none", grouped(done.non_finite_tokens));
+        text += &format!("; not finite, so without latents: {}", grouped(done.non_finite_tokens));
     }
     if done.truncated_tokens > 0 {
-        text += &format!("; {} tokens had more, the strongest were kept", grouped(done.truncated_tokens));
+        text += &format!("; had more, of which the strongest were kept: {}", grouped(done.truncated_tokens));
     }
     print(&(text + "\n"))
 }
