@@ -8,7 +8,6 @@
 //! Such a floor, near the K-th maximum, is found by counting, which needs no branch; then only candidates that reach it
 //! are formed and sorted. (Dense: the same, with the maxima of any disjoint parts of the latents.)
 
-use crate::simd::Isa;
 use super::candidates::{
     MOST_RANKED, SMALLEST, above, index_of, key, near_cut, rank_sort, scan, scan_capacity, value_of,
 };
@@ -17,6 +16,7 @@ use crate::error::Result;
 use crate::isa_fn;
 use crate::memory::try_vec;
 use crate::sae::{Encoder, Selection};
+use crate::simd::Isa;
 
 /// What became of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,18 +9,33 @@ use crate::memory::Aligned;
 use crate::tensor_file::{self, TensorDtype, TensorFile, TensorOut};
 use std::collections::BTreeMap;
 use std::path::Path;
+use tensors::{
+    CALIBRATION_MEAN, CALIBRATION_QUANTILES, CALIBRATION_RATE, DECODER_BIAS, DECODER_WEIGHT, ENCODER_BIAS,
+    ENCODER_THRESHOLD, ENCODER_WEIGHT,
+};
 
 /// The `format` string this version reads and writes.
 pub const FORMAT: &str = "kronsae/1";
 
-const ENCODER_WEIGHT: &str = "encoder.weight";
-const ENCODER_BIAS: &str = "encoder.bias";
-const ENCODER_THRESHOLD: &str = "encoder.threshold";
-const DECODER_WEIGHT: &str = "decoder.weight";
-const DECODER_BIAS: &str = "decoder.bias";
-const CALIBRATION_RATE: &str = "calibration.rate";
-const CALIBRATION_MEAN: &str = "calibration.mean";
-const CALIBRATION_QUANTILES: &str = "calibration.quantiles";
+/// Names of the tensors of a model file.
+pub mod tensors {
+    /// W, `[rows, d_model]`.
+    pub const ENCODER_WEIGHT: &str = "encoder.weight";
+    /// b, `[rows]`.
+    pub const ENCODER_BIAS: &str = "encoder.bias";
+    /// Thresholds latent by latent, `[F]` (dense JumpReLU).
+    pub const ENCODER_THRESHOLD: &str = "encoder.threshold";
+    /// D, `[F, d_model]`.
+    pub const DECODER_WEIGHT: &str = "decoder.weight";
+    /// b_dec, `[d_model]`.
+    pub const DECODER_BIAS: &str = "decoder.bias";
+    /// Firing rates, `[F]`.
+    pub const CALIBRATION_RATE: &str = "calibration.rate";
+    /// Mean values where active, `[F]`.
+    pub const CALIBRATION_MEAN: &str = "calibration.mean";
+    /// Quantiles of the value where active, `[F, Q]`.
+    pub const CALIBRATION_QUANTILES: &str = "calibration.quantiles";
+}
 
 /// What to read of a model file.
 #[derive(Debug, Clone, Copy)]
@@ -196,7 +211,12 @@ impl<'a> ModelWriter<'a> {
             (0..count).try_for_each(|r| write(sink, &rows[r * stride..][..cols]))
         };
         match dtype {
-            Dtype::F32 => TensorOut::new(name, TensorDtype::F32, &shape, Box::new(move |sink| each(sink, &tensor_file::write_f32))),
+            Dtype::F32 => TensorOut::new(
+                name,
+                TensorDtype::F32,
+                &shape,
+                Box::new(move |sink| each(sink, &tensor_file::write_f32)),
+            ),
             Dtype::Bf16 => {
                 let write = |sink: &mut dyn std::io::Write, row: &[f32]| {
                     let bytes: Vec<u8> = row.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
@@ -215,7 +235,8 @@ impl<'a> ModelWriter<'a> {
     pub fn write(self, path: &Path) -> Result<()> {
         let encoder = self.config.encoder;
         let (rows, latents, d) = (encoder.rows(), encoder.latents(), self.config.d_model);
-        let mut lengths = vec![(ENCODER_BIAS, self.encoder_bias.len(), rows), (DECODER_BIAS, self.decoder_bias.len(), d)];
+        let mut lengths =
+            vec![(ENCODER_BIAS, self.encoder_bias.len(), rows), (DECODER_BIAS, self.decoder_bias.len(), d)];
         lengths.extend(self.encoder_threshold.map(|t| (ENCODER_THRESHOLD, t.len(), latents)));
         if let Some((rate, mean, quantiles)) = self.calibration {
             lengths.push((CALIBRATION_RATE, rate.len(), latents));
@@ -223,7 +244,10 @@ impl<'a> ModelWriter<'a> {
             lengths.push((CALIBRATION_QUANTILES, quantiles.len() % latents, 0));
         }
         if let Some((tensor, found, expected)) = lengths.into_iter().find(|(_, found, expected)| found != expected) {
-            return Err(Error::invalid(format!("{}: `{tensor}` has {found} values, expected {expected}", path.display())));
+            return Err(Error::invalid(format!(
+                "{}: `{tensor}` has {found} values, expected {expected}",
+                path.display()
+            )));
         }
         let mut tensors = vec![
             self.encoder_weight,
@@ -237,10 +261,8 @@ impl<'a> ModelWriter<'a> {
             tensors.push(TensorOut::f32(CALIBRATION_MEAN, &[latents], mean));
             tensors.push(TensorOut::f32(CALIBRATION_QUANTILES, &[latents, quantiles.len() / latents], quantiles));
         }
-        let metadata = BTreeMap::from([
-            ("format".to_owned(), FORMAT.to_owned()),
-            ("config".to_owned(), self.config.to_json()),
-        ]);
+        let metadata =
+            BTreeMap::from([("format".to_owned(), FORMAT.to_owned()), ("config".to_owned(), self.config.to_json())]);
         tensor_file::write(path, &metadata, tensors)
     }
 }

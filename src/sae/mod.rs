@@ -5,7 +5,7 @@ mod file;
 mod weights;
 
 pub use config::{Config, Encoder, MAX_LATENTS, Selection};
-pub use file::{FORMAT, LoadOptions, ModelWriter, Which};
+pub use file::{FORMAT, LoadOptions, ModelWriter, Which, tensors};
 pub use weights::{ElementsRef, Matrix, MatrixRef, padded};
 
 use crate::error::{Error, Result, Status};

@@ -16,7 +16,7 @@ use crate::data::Dataset;
 use crate::eval::{EvalOptions, Evaluation, evaluate};
 use crate::rewrite::rewrite;
 use crate::stream::encode_rows;
-use kronsae::sae::{Config, Selection};
+use kronsae::sae::{Config, Selection, tensors};
 use kronsae::tensor_file::{TensorFile, TensorOut};
 use kronsae::{Error, ROW_NOT_FINITE, Result, Sae, Status};
 use serde::Serialize;
@@ -177,7 +177,7 @@ impl Calibrated {
     /// `calibration` key of the config and the calibration tensors are set, everything else is kept bit for bit.
     ///
     /// # Errors
-    /// As [`rewrite`].
+    /// As [`rewrite`]; [`Status::InvalidArgument`] if `model` has another number of latents.
     pub fn write(&self, model: &Path, to: &Path) -> Result<()> {
         let file = TensorFile::open(model)?;
         let text = file.metadata("config").unwrap_or_default();
@@ -211,12 +211,18 @@ impl Calibrated {
         let metadata = BTreeMap::from([("config".to_owned(), config.to_json())]);
         let f = config.encoder.latents();
         let s = &self.statistics;
-        let tensors = vec![
-            TensorOut::f32("calibration.rate", &[f], &s.rate),
-            TensorOut::f32("calibration.mean", &[f], &s.mean),
-            TensorOut::f32("calibration.quantiles", &[f, LEVELS.len()], &s.quantiles),
+        if s.rate.len() != f {
+            let (found, name) = (s.rate.len(), file.name());
+            return Err(Error::invalid(format!(
+                "{name}: has {f} latents, the calibration {found}; was the file replaced meanwhile?"
+            )));
+        }
+        let added = vec![
+            TensorOut::f32(tensors::CALIBRATION_RATE, &[f], &s.rate),
+            TensorOut::f32(tensors::CALIBRATION_MEAN, &[f], &s.mean),
+            TensorOut::f32(tensors::CALIBRATION_QUANTILES, &[f, LEVELS.len()], &s.quantiles),
         ];
-        rewrite(&file, to, metadata, tensors)
+        rewrite(&file, to, metadata, added)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Offline encoding: the latents of a whole data set in one file, format `latents/1`.
 //!
-//! A safetensors file of three tensors, row r for token r of the data set: `indices` [N, K] U32 and `values` [N, K] F32 in
-//! the order of the format (strongest first), `counts` [N] U32; K is the selection's capacity, entries past the count
+//! A safetensors file of three tensors, row r for token r of the data set: `indices`, U32 `[N, K]`, and `values`, F32
+//! `[N, K]`, in the order of the format (strongest first); `counts`, U32 `[N]`; K is the selection's capacity, entries past the count
 //! are 0. Metadata: `format`, the file name of the model, its config, and what the shards say of the activations.
 //!
 //! The file holds one tensor after another while a token makes a piece of each: indices go straight into the file, values

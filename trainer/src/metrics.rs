@@ -2,7 +2,7 @@
 
 use crate::backend::StepStats;
 use crate::checkpoint::Header;
-use crate::eval::Evaluation;
+use crate::eval::{Evaluation, null_as_nan};
 use crate::settings::Settings;
 use crate::tensorboard::EventWriter;
 use kronsae::{Error, Result};
@@ -21,12 +21,16 @@ pub struct StepRecord {
     /// Seconds of training, evaluation and checkpoints aside.
     pub seconds: f64,
     /// Mean squared error an element, normalised units.
+    #[serde(deserialize_with = "null_as_nan")]
     pub loss: f64,
     /// AuxK's loss before its weight.
+    #[serde(deserialize_with = "null_as_nan")]
     pub auxk_loss: f64,
     /// 1 - SSE/SST of this step's batch.
+    #[serde(deserialize_with = "null_as_nan")]
     pub explained_variance: f64,
     /// Mean latents a token.
+    #[serde(deserialize_with = "null_as_nan")]
     pub l0: f64,
     /// Share of latents that have not fired for the window.
     pub dead_share: f64,

@@ -56,7 +56,7 @@ fn shards_that_are_not_what_they_should_be() {
 
     let shard = data.join("a.safetensors");
     let bytes = vec![0_u8; 100 * D * 4];
-    let mut case = |path: &Path, parts: &[&str]| {
+    let case = |path: &Path, parts: &[&str]| {
         fails(&mut train(&data, &out), parts);
         std::fs::remove_file(path).unwrap();
         assert!(!out.join("model.safetensors").exists());

@@ -97,6 +97,9 @@ fn a_run_that_has_hardly_begun_has_a_report_too() {
     assert!(html.contains("<h1>nothing</h1>") && !html.contains("<section>"));
 
     let nan = StepRecord { step: 1, loss: f64::NAN, explained_variance: f64::NEG_INFINITY, ..StepRecord::default() };
+    let text = serde_json::to_string(&nan).unwrap();
+    let back: StepRecord = serde_json::from_str(&text).unwrap();
+    assert!(back.loss.is_nan() && back.step == 1, "{text}");
     let html = page(&RunReport { curve: vec![nan], ..RunReport::default() });
     balanced(&html);
     assert!(!html.contains("NaN") && !html.contains("inf "));

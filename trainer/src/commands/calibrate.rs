@@ -20,7 +20,7 @@ use std::path::PathBuf;
 /// can have is printed.
 ///
 /// The weights and every other key and tensor of the file are kept bit for bit. The file is replaced when the new one is
-/// complete. The data streams through five or six times; use a sample if it is large.
+/// complete. The data is encoded five or six times; use a sample if it is large.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example:\n  kronsae calibrate --model model.safetensors --data activations --select threshold")]
 pub struct Args {

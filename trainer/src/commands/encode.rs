@@ -12,8 +12,8 @@ use std::sync::Arc;
 /// Encode recorded activations into sparse latents, offline, into one file.
 ///
 /// The file is safetensors, format `latents/1`. Row r belongs to token r of the data, shards in the order of their names:
-/// `indices` [N, K] U32 and `values` [N, K] F32, strongest first; `counts` [N] U32, how many of a row are used, the rest
-/// being 0. K is the model's selection capacity: its K, or `max_latents` under a threshold. Tokens that are not finite have
+/// `indices`, U32 of N x K, and `values`, F32 of N x K, strongest first; `counts`, U32 of N: how many of a row are used,
+/// the rest being 0. K is the model's selection capacity: its K, or `max_latents` under a threshold. Tokens that are not finite have
 /// count 0.
 ///
 /// The file takes 8 * K + 4 bytes a token, and half as much again beside it while it is being written; it appears under
@@ -61,10 +61,10 @@ pub fn run(args: Args) -> Result<()> {
         done.capacity
     );
     if done.non_finite_tokens > 0 {
-        text += &format!("; {} tokens are not finite and have none", grouped(done.non_finite_tokens));
+        text += &format!("; not finite, so without latents: {}", grouped(done.non_finite_tokens));
     }
     if done.truncated_tokens > 0 {
-        text += &format!("; {} tokens had more, the strongest were kept", grouped(done.truncated_tokens));
+        text += &format!("; had more, of which the strongest were kept: {}", grouped(done.truncated_tokens));
     }
     print(&(text + "\n"))
 }

@@ -2,7 +2,7 @@
 
 use super::{print, print_json};
 use crate::terminal::{grouped, percent};
-use kronsae::sae::{Encoder, Selection};
+use kronsae::sae::{Encoder, Selection, tensors as names};
 use kronsae::tensor_file::TensorFile;
 use kronsae::{Error, Result, Sae};
 use serde::Serialize;
@@ -99,7 +99,7 @@ fn describe(args: &Args) -> Result<Description> {
     }
     let elements = |t: &Tensor| t.shape.iter().map(|&n| n as u64).product::<u64>();
     let dtype = |name: &str| tensors.iter().find(|t| t.name == name).map(|t| t.dtype.clone()).unwrap_or_default();
-    let (encoder_dtype, decoder_dtype) = (dtype("encoder.weight"), dtype("decoder.weight"));
+    let (encoder_dtype, decoder_dtype) = (dtype(names::ENCODER_WEIGHT), dtype(names::DECODER_WEIGHT));
     let flops = |rows: usize| 2 * config.d_model as u64 * rows as u64;
     let (rows, latents) = (config.encoder.rows(), config.encoder.latents());
     let known = ["encoder", "d_model", "heads", "base", "extension", "latents", "selection", "output_scale"];

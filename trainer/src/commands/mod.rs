@@ -8,7 +8,8 @@ pub mod inspect;
 pub mod train;
 
 use crate::data::Dataset;
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::terminal::grouped;
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use kronsae::{Error, Result};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -21,9 +22,13 @@ fn threads_or_all(asked: Option<usize>) -> usize {
 /// A progress bar over tokens on standard error; hidden where that is no terminal.
 fn progress_bar(tokens: usize) -> ProgressBar {
     let bar = ProgressBar::new(tokens as u64);
-    let template = "{msg:>24} {wide_bar} {human_pos}/{human_len} tokens  {per_sec}  {eta}";
+    let template = "{msg:>24} {wide_bar} {human_pos}/{human_len} tokens  {rate}/s  {eta}";
     if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
+        let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            // A progress bar that cannot be drawn is no reason to fail.
+            let _ = write!(out, "{}", grouped(state.per_sec() as u64));
+        };
+        bar.set_style(style.with_key("rate", rate));
     }
     bar
 }

@@ -141,7 +141,8 @@ impl LineChart<'_> {
                 down = true;
             }
             let _ = write!(plot.svg, "<path class=\"line {}\" d=\"{path}\"/>", s.class);
-            if s.marked {
+            // So few points hardly make a line; one makes none at all.
+            if s.marked || points.len() < 4 {
                 // Lines of no length with round ends: dots that stay round however the drawing is stretched.
                 for &(px, py) in points.iter().filter(|(px, py)| px.is_finite() && (0.0..=1.0).contains(&y.share(*py)))
                 {

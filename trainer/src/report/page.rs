@@ -307,8 +307,8 @@ fn examples(latents: &[LatentExamples]) -> String {
     }
     let mut out = String::from(
         "<section><h2>The strongest latents</h2>\
-         <p class=\"lead\">For each, the tokens that excite it most, marked in their text. The darker the mark and the longer \
-         the bar, the larger the value.</p>\n<div class=\"latents\">",
+         <p class=\"lead\">For each, the tokens that excite it most, marked in their text. The fuller the colour and the \
+         longer the bar, the larger the value.</p>\n<div class=\"latents\">",
     );
     for latent in latents {
         let _ = write!(
@@ -325,7 +325,7 @@ fn examples(latents: &[LatentExamples]) -> String {
                 out,
                 "<li style=\"--v:{share:.3}\"><span class=\"value\">{}</span><span class=\"text\">{}<mark>{}</mark>{}</span></li>",
                 fixed(f64::from(example.value), 2),
-                escape(&example.before),
+                escape(example.before.trim_start_matches(' ')),
                 escape(&example.token),
                 escape(&example.after)
             );
