@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 const SONAME: &str = "libkronsae.so.0";
 
 fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build.rs");
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
         return;
     }
-    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,{SONAME}");
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{SONAME}");
     // Encoders have threads; dlclose() under a running one would unmap its code.
-    println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
     if let Some(folder) = std::env::var_os("OUT_DIR").and_then(|out| profile_folder(Path::new(&out))) {
         link_soname(&folder);
     }

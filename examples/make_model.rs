@@ -14,12 +14,13 @@ struct Shape {
     encoder: Encoder,
     d_model: usize,
     selection: Selection,
+    output_scale: f32,
     dtype: Dtype,
 }
 
 fn write(folder: &Path, shape: &Shape, fill: impl Fn(usize, usize) -> f32) -> kronsae::Result<()> {
     let (rows, latents, d) = (shape.encoder.rows(), shape.encoder.latents(), shape.d_model);
-    let mut config = Config::new(shape.encoder, d, shape.selection, 2.0)?;
+    let mut config = Config::new(shape.encoder, d, shape.selection, shape.output_scale)?;
     config.json.insert("source".into(), json!({"model": "made by make_model", "hook": "none", "layer": 15}));
     let matrix = |rows: usize| -> Vec<f32> { (0..rows * d).map(|at| fill(at / d, at % d)).collect() };
     let (encoder, decoder) = (matrix(rows), matrix(latents));
@@ -42,7 +43,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let identity = |row: usize, column: usize| if row == column { 1.0 } else { 0.0 };
     let small = Encoder::Kron { heads: 2, base: 2, extension: 2 };
     let topk = Selection::TopK(3);
-    let tiny = Shape { name: "tiny.safetensors", encoder: small, d_model: 8, selection: topk, dtype: Dtype::F32 };
+    let tiny = Shape {
+        name: "tiny.safetensors",
+        encoder: small,
+        d_model: 8,
+        selection: topk,
+        output_scale: 2.0,
+        dtype: Dtype::F32,
+    };
     write(folder, &tiny, identity)?;
     let threshold = Selection::Threshold { theta: 2.0, max_latents: 4 };
     write(folder, &Shape { name: "threshold.safetensors", selection: threshold, ..tiny }, identity)?;
@@ -52,6 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         encoder: Encoder::Kron { heads: 40, base: 4, extension: 4 },
         d_model: 100,
         selection: Selection::TopK(24),
+        output_scale: 0.7,
         dtype: Dtype::Bf16,
     };
     // Weights without a pattern: the upper bits of a multiplicative hash, in -0.1 to 0.1.

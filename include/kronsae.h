@@ -101,27 +101,27 @@
     (KRONSAE_VERSION_MAJOR * 10000 + KRONSAE_VERSION_MINOR * 100 + KRONSAE_VERSION_PATCH)
 
 /** Starting values: struct_size set, everything else the default. */
-#define KRONSAE_SAE_OPTIONS_INIT { (uint32_t)sizeof(kronsae_sae_options), 0 }
+#define KRONSAE_SAE_OPTIONS_INIT { sizeof(kronsae_sae_options), 0 }
 
 /** Starting values: struct_size set, everything else the default. */
-#define KRONSAE_ENCODER_OPTIONS_INIT { (uint32_t)sizeof(kronsae_encoder_options), 0 }
+#define KRONSAE_ENCODER_OPTIONS_INIT { sizeof(kronsae_encoder_options), 0 }
 
 /** Starting values: struct_size set, everything else 0. */
 #define KRONSAE_SAE_INFO_INIT \
-    { (uint32_t)sizeof(kronsae_sae_info), 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(kronsae_sae_info), 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Starting values: struct_size set; dtype, data, rows and d_model are for you to set. */
-#define KRONSAE_ACTIVATIONS_INIT { (uint32_t)sizeof(kronsae_activations), 0, NULL, 0, 0, 0 }
+#define KRONSAE_ACTIVATIONS_INIT { sizeof(kronsae_activations), 0, NULL, 0, 0, 0 }
 
 /** Starting values: struct_size set; dtype, data, rows and d_model are for you to set. */
-#define KRONSAE_ACTIVATIONS_MUT_INIT { (uint32_t)sizeof(kronsae_activations_mut), 0, NULL, 0, 0, 0 }
+#define KRONSAE_ACTIVATIONS_MUT_INIT { sizeof(kronsae_activations_mut), 0, NULL, 0, 0, 0 }
 
 /** Starting values: struct_size set; rows, capacity, counts, indices and values are for you to set. */
 #define KRONSAE_LATENTS_INIT \
-    { (uint32_t)sizeof(kronsae_latents), 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0, 0 }
+    { sizeof(kronsae_latents), 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0, 0 }
 
 
-/** Major version of the header. While it is 0, minor versions may break; after that, only major ones. */
+/** Major version of the header. While it is 0, minor versions may change functions; after that, only major ones. */
 #define KRONSAE_VERSION_MAJOR 0
 
 /** Minor version of the header. */
@@ -131,8 +131,8 @@
 #define KRONSAE_VERSION_PATCH 0
 
 /**
- * Version of the binary interface the header describes: the number in `libkronsae.so.0`. Libraries of one ABI version
- * run programs built against any earlier header of that ABI version.
+ * Version of the binary interface, the number in `libkronsae.so.0`: raised whenever programs must be recompiled. A
+ * library runs programs built against any earlier header of its ABI version.
  */
 #define KRONSAE_ABI_VERSION 0
 
@@ -289,8 +289,9 @@ typedef struct kronsae_activations {
 /**
  * Sparse latents of a batch, in buffers of the caller. Start from `KRONSAE_LATENTS_INIT`.
  *
- * Row r is at `r * capacity` of `indices` and `values`: its first `counts[r]` entries, strongest first (equal ones by
- * index); entries past them stay untouched. Buffers must be aligned for their type and must not overlap.
+ * Row r is at `r * capacity` of `indices` and `values`: its first `counts[r]` entries, strongest first (by the
+ * product under the root; equal products by index); entries past them stay untouched. Buffers must be aligned for their
+ * type and must not overlap.
  */
 typedef struct kronsae_latents {
     /** sizeof(kronsae_latents). */

@@ -10,6 +10,7 @@ use super::views::{kronsae_activations, kronsae_latents};
 use crate::encode::{Encoder, EncoderOptions, LatentsMut};
 use crate::error::{Error, Result, Status};
 use std::cell::UnsafeCell;
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -93,7 +94,7 @@ pub struct kronsae_encoder_options {
 // SAFETY: repr(C), two 4-byte fields, struct_size first; plain numbers.
 unsafe impl Versioned for kronsae_encoder_options {
     const NAME: &'static str = "kronsae_encoder_options";
-    const FIRST_SIZE: usize = size_of::<Self>();
+    const FIRST_SIZE: usize = offset_of!(Self, threads) + size_of::<u32>();
 }
 
 /// Makes an encoder: allocates its workspace, starts its threads.

@@ -10,6 +10,7 @@ use super::views::kronsae_dtype;
 use crate::error::{Error, Result, Status};
 use crate::sae::{Encoder, LoadOptions, Sae, Selection};
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::mem::offset_of;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -148,12 +149,12 @@ pub struct kronsae_sae_info {
 // SAFETY: repr(C) without padding (ten 4-byte fields, then pointer-sized ones), struct_size first; plain numbers.
 unsafe impl Versioned for kronsae_sae_info {
     const NAME: &'static str = "kronsae_sae_info";
-    const FIRST_SIZE: usize = size_of::<Self>();
+    const FIRST_SIZE: usize = offset_of!(Self, capacity) + size_of::<usize>();
 }
 // SAFETY: as above, two 4-byte fields.
 unsafe impl Versioned for kronsae_sae_options {
     const NAME: &'static str = "kronsae_sae_options";
-    const FIRST_SIZE: usize = size_of::<Self>();
+    const FIRST_SIZE: usize = offset_of!(Self, encoder_only) + size_of::<u32>();
 }
 
 unsafe fn load_options(options: *const kronsae_sae_options) -> Result<LoadOptions> {

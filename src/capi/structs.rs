@@ -13,7 +13,8 @@ pub(super) const LARGEST: usize = 4096;
 pub(super) unsafe trait Versioned: Copy {
     /// The C type's name, for messages.
     const NAME: &'static str;
-    /// Its size in the first version that had it.
+    /// Its size in the first version that had it: up to the last field of that version, named, so that a field appended
+    /// later does not shut out callers that were compiled before.
     const FIRST_SIZE: usize;
 }
 

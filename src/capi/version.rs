@@ -2,14 +2,14 @@
 
 use std::ffi::{CStr, c_char};
 
-/// Major version of the header. While it is 0, minor versions may break; after that, only major ones.
+/// Major version of the header. While it is 0, minor versions may change functions; after that, only major ones.
 pub const KRONSAE_VERSION_MAJOR: u32 = 0;
 /// Minor version of the header.
 pub const KRONSAE_VERSION_MINOR: u32 = 1;
 /// Patch version of the header.
 pub const KRONSAE_VERSION_PATCH: u32 = 0;
-/// Version of the binary interface the header describes: the number in `libkronsae.so.0`. Libraries of one ABI version
-/// run programs built against any earlier header of that ABI version.
+/// Version of the binary interface, the number in `libkronsae.so.0`: raised whenever programs must be recompiled. A
+/// library runs programs built against any earlier header of its ABI version.
 pub const KRONSAE_ABI_VERSION: u32 = 0;
 
 /// The package's version with a terminating NUL.

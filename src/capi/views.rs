@@ -6,6 +6,7 @@ use crate::activations::Activations;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use std::ffi::c_void;
+use std::mem::offset_of;
 
 /// An element type: one of `KRONSAE_DTYPE_*`, little-endian.
 pub type kronsae_dtype = i32;
@@ -71,8 +72,9 @@ pub struct kronsae_activations_mut {
 
 /// Sparse latents of a batch, in buffers of the caller. Start from `KRONSAE_LATENTS_INIT`.
 ///
-/// Row r is at `r * capacity` of `indices` and `values`: its first `counts[r]` entries, strongest first (equal ones by
-/// index); entries past them stay untouched. Buffers must be aligned for their type and must not overlap.
+/// Row r is at `r * capacity` of `indices` and `values`: its first `counts[r]` entries, strongest first (by the
+/// product under the root; equal products by index); entries past them stay untouched. Buffers must be aligned for their
+/// type and must not overlap.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct kronsae_latents {
@@ -103,17 +105,17 @@ pub struct kronsae_latents {
 // SAFETY: repr(C) without padding, struct_size first; integers and raw pointers, for which zeroes are a value.
 unsafe impl Versioned for kronsae_activations {
     const NAME: &'static str = "kronsae_activations";
-    const FIRST_SIZE: usize = size_of::<Self>();
+    const FIRST_SIZE: usize = offset_of!(Self, row_stride) + size_of::<usize>();
 }
 // SAFETY: as above.
 unsafe impl Versioned for kronsae_activations_mut {
     const NAME: &'static str = "kronsae_activations_mut";
-    const FIRST_SIZE: usize = size_of::<Self>();
+    const FIRST_SIZE: usize = offset_of!(Self, row_stride) + size_of::<usize>();
 }
 // SAFETY: as above.
 unsafe impl Versioned for kronsae_latents {
     const NAME: &'static str = "kronsae_latents";
-    const FIRST_SIZE: usize = size_of::<Self>();
+    const FIRST_SIZE: usize = offset_of!(Self, truncated_rows) + size_of::<usize>();
 }
 
 pub(super) fn dtype(number: kronsae_dtype) -> Result<Dtype> {

@@ -57,6 +57,8 @@ pub(super) fn load(file: &TensorFile<'_>, options: LoadOptions) -> Result<Sae> {
 }
 
 fn read(file: &TensorFile<'_>, options: LoadOptions) -> Result<Sae> {
+    // Numbers of the config are parsed and rounded here: a host that rounds otherwise must not get another model.
+    let _env = crate::float_env::FloatEnv::enter();
     let name = file.name();
     let bad = |what: String| Error::format(format!("{name}: {what}"));
     match file.metadata("format") {

@@ -3,6 +3,7 @@
 #include "check.h"
 #include "hostile.h"
 
+#include <fenv.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -299,6 +300,46 @@ static void exact_buffers(const char *path) {
     kronsae_sae_destroy(sae);
 }
 
+/* A host that rounds downwards: the model is read and computed as ever, and the host's rounding is still there after. */
+static void foreign_rounding(const char *path) {
+    enum { WIDTH = 100, K = 24 };
+    static float x[WIDTH], out[2][WIDTH];
+    uint32_t counts[1], indices[K];
+    float values[2][K];
+    const int modes[2] = {FE_TONEAREST, FE_DOWNWARD};
+    kronsae_latents to = KRONSAE_LATENTS_INIT;
+    kronsae_activations from = view_of(x, 1, WIDTH);
+    kronsae_activations_mut back = KRONSAE_ACTIVATIONS_MUT_INIT;
+    size_t i;
+    for (i = 0; i < WIDTH; i++) x[i] = (float)((i * 37) % 101) * 0.01f - 0.4f;
+    memset(values, 0, sizeof values);
+    to.rows = 1;
+    to.capacity = K;
+    to.counts = counts;
+    to.indices = indices;
+    back.dtype = KRONSAE_DTYPE_F32;
+    back.rows = 1;
+    back.d_model = WIDTH;
+    for (i = 0; i < 2; i++) {
+        kronsae_sae *sae = NULL;
+        kronsae_encoder *encoder = NULL;
+        kronsae_sae_info info = KRONSAE_SAE_INFO_INIT;
+        to.values = values[i];
+        back.data = out[i];
+        CHECK(fesetround(modes[i]) == 0);
+        CHECK(kronsae_sae_open(path, NULL, &sae, NULL) == KRONSAE_STATUS_OK);
+        CHECK(kronsae_sae_get_info(sae, &info, NULL) == KRONSAE_STATUS_OK && info.output_scale == 0.7f);
+        CHECK(kronsae_encoder_create(sae, NULL, &encoder, NULL) == KRONSAE_STATUS_OK);
+        CHECK(kronsae_encode(encoder, &from, &to, NULL) == KRONSAE_STATUS_OK && counts[0] > K / 2);
+        CHECK(kronsae_decode(sae, &to, &back, NULL) == KRONSAE_STATUS_OK);
+        CHECK(fegetround() == modes[i]);
+        kronsae_encoder_destroy(encoder);
+        kronsae_sae_destroy(sae);
+    }
+    CHECK(fesetround(FE_TONEAREST) == 0);
+    CHECK(memcmp(values[0], values[1], sizeof values[0]) == 0 && memcmp(out[0], out[1], sizeof out[0]) == 0);
+}
+
 /* The same model from bytes at an odd address, which may go afterwards. */
 static void open_bytes(const char *path) {
     static unsigned char raw[1 + (1 << 16)];
@@ -360,10 +401,12 @@ int main(int argc, char **argv) {
     encode_threshold(argv[2]);
     invariance(argv[3]);
     exact_buffers(argv[1]);
+    foreign_rounding(argv[3]);
     open_bytes(argv[1]);
     logging(argv[1]);
     hostile_arguments(argv[1]);
     hostile_lifetimes(argv[1]);
     hostile_fork(argv[1]);
+    hostile_exit(argv[1]);
     return FINISH();
 }

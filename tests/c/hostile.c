@@ -332,3 +332,23 @@ void hostile_fork(const char *tiny) {
     kronsae_encoder_destroy(s->encoder);
     kronsae_sae_destroy(s->sae);
 }
+
+/* A program that exits while an encoder's threads live: it ends, and cleanly. */
+void hostile_exit(const char *tiny) {
+    static scene whole; /* static: what is reachable from it at exit is not lost */
+    scene *s = &whole;
+    kronsae_encoder_options options = KRONSAE_ENCODER_OPTIONS_INIT;
+    int status = -1;
+    pid_t child;
+    options.threads = 3;
+    fflush(NULL);
+    child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        if (kronsae_sae_open(tiny, NULL, &s->sae, NULL) != KRONSAE_STATUS_OK) exit(1);
+        if (kronsae_encoder_create(s->sae, &options, &s->encoder, NULL) != KRONSAE_STATUS_OK) exit(2);
+        reset(s);
+        exit(kronsae_encode(s->encoder, &s->in, &s->latents, NULL) == KRONSAE_STATUS_OK ? 0 : 3);
+    }
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}

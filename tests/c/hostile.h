@@ -6,5 +6,6 @@
 void hostile_arguments(const char *tiny);
 void hostile_lifetimes(const char *tiny);
 void hostile_fork(const char *tiny);
+void hostile_exit(const char *tiny);
 
 #endif
