@@ -67,7 +67,7 @@ impl Permutation {
     /// If `at` is not below the length.
     #[must_use]
     pub fn apply(&self, at: usize) -> usize {
-        self.walk(at, |left, right, key| (right, left ^ key(right)), 0..Self::ROUNDS)
+        self.walk(at, |left, right, key| (right, left ^ key(right)), std::convert::identity)
     }
 
     /// What the permutation sends to `at`.
@@ -76,7 +76,7 @@ impl Permutation {
     /// If `at` is not below the length.
     #[must_use]
     pub fn invert(&self, at: usize) -> usize {
-        self.walk(at, |left, right, key| (right ^ key(left), left), (0..Self::ROUNDS).rev())
+        self.walk(at, |left, right, key| (right ^ key(left), left), |round| Self::ROUNDS - 1 - round)
     }
 
     const ROUNDS: u64 = 6;
@@ -85,15 +85,15 @@ impl Permutation {
         &self,
         at: usize,
         step: impl Fn(u64, u64, &dyn Fn(u64) -> u64) -> (u64, u64),
-        rounds: impl Iterator<Item = u64> + Clone,
+        round: impl Fn(u64) -> u64,
     ) -> usize {
         assert!((at as u64) < self.len, "{at} of a permutation of {}", self.len);
         let mask = (1_u64 << self.half_bits) - 1;
         let mut value = at as u64;
         loop {
             let (mut left, mut right) = (value >> self.half_bits, value & mask);
-            for round in rounds.clone() {
-                let key = |half: u64| mix(self.key ^ (round << 58) ^ half) & mask;
+            for at in 0..Self::ROUNDS {
+                let key = |half: u64| mix(self.key ^ (round(at) << 58) ^ half) & mask;
                 (left, right) = step(left, right, &key);
             }
             value = (left << self.half_bits) | right;

@@ -38,7 +38,7 @@ fn state(encoder: Encoder, seed: u64) -> TrainState {
     state.tokens = 1000;
     state.positive_at.fill(1000);
     for (f, at) in state.fired_at.iter_mut().enumerate() {
-        *at = if f % 3 == 0 { 0 } else { 1000 };
+        *at = if f.is_multiple_of(3) { 0 } else { 1000 };
     }
     state
 }
@@ -109,7 +109,7 @@ fn check(encoder: Encoder, aux: bool, eps: f32, seed: u64) {
     let xs: Vec<Vec<f64>> = x.chunks(STRIDE).map(|r| r[..D].iter().map(|&v| f64::from(v)).collect()).collect();
     let state = state(encoder, seed);
     let start = parameters(&state);
-    let dead = |f: usize| f % 3 == 0;
+    let dead = |f: usize| f.is_multiple_of(3);
     let mut frozen = Frozen { selected: vec![], dead: vec![], residual: vec![], start: start.clone() };
     for x in &xs {
         let y = pre_activations(&start, x, encoder.rows());

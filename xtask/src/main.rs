@@ -1,6 +1,8 @@
 //! Development tasks: `cargo xtask help`.
 
 mod data;
+mod header;
+mod native;
 mod process;
 mod sample;
 mod steps;
@@ -12,6 +14,7 @@ const HELP: &str = "\
 Development tasks of the kronsae workspace.
 
   cargo xtask test           every test, as named steps; `cargo xtask test --help` for its options
+  cargo xtask header         writes include/kronsae.h anew from the C ABI
   cargo xtask golden         writes data/golden anew from the naive reference in tests/common
   cargo xtask sample FOLDER  cuts data/sample anew from a folder of activation shards
 
@@ -30,7 +33,7 @@ fn main() -> ExitCode {
         ["test", options @ ..] => steps::test(root, options),
         ["golden"] => data::write_golden(root).map(|()| true),
         ["sample", folder] => sample::run(Path::new(folder), &root.join("data/sample")).map(|()| true),
-        // [header] `["header"] => header::generate(root)` goes here.
+        ["header"] => header::write().map(|()| true),
         other => Err(format!("unknown task `{}`\n\n{HELP}", other.join(" "))),
     };
     match done {

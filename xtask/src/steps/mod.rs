@@ -2,8 +2,7 @@
 
 mod rust;
 
-use crate::data;
-use crate::process;
+use crate::{data, header, native, process};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -64,16 +63,23 @@ const STEPS: &[Step] = &[
     tests("rust", "unit and integration tests of every crate (golden vectors among them)", true, rust::tests),
     tests("doc-tests", "the examples in the documentation", true, rust::doc_tests),
     check("rustdoc", "documentation builds without a warning", true, rust::rustdoc),
-    // ---- [native] header freshness, C and C++ programs, sanitizers, valgrind and exported symbols go here:
-    //      check("header", "include/kronsae.h is what cbindgen makes", true, header::verify),
-    //      check("c-and-cpp", "...", true, native::c_and_cpp),
-    //      check("sanitizers", "...", false, native::sanitizers),
-    //      check("valgrind", "...", false, native::valgrind),
-    //      check("exported-symbols", "...", true, native::exported_symbols),
-    // ---- [native] end
+    check("header", "include/kronsae.h is what cbindgen makes of the C ABI", true, header_is_fresh),
+    check(
+        "exported-symbols",
+        "the shared library exports the golden list and nothing else",
+        true,
+        native::exported_symbols,
+    ),
+    check("c-and-cpp", "C and C++ programs against the shared and the static library", true, native::c_and_cpp),
+    check("sanitizers", "the same programs under AddressSanitizer and UBSan", false, native::sanitizers),
+    check("valgrind", "the same programs under valgrind", false, native::valgrind),
     check("benches", "every benchmark runs once", false, rust::benches),
     check("fuzz-targets", "the fuzz targets still compile", false, rust::fuzz_targets),
 ];
+
+fn header_is_fresh(_root: &Path) -> Result<(), String> {
+    header::verify()
+}
 
 /// Runs what the options ask for; false if something failed.
 ///
