@@ -11,7 +11,7 @@ pub(super) fn format(root: &Path) -> Result<(), String> {
 
 pub(super) fn clippy(root: &Path) -> Result<(), String> {
     require(root, "clippy", "clippy (rustup component add clippy)")?;
-    succeed(run(cargo(root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])))
+    succeed(run(cargo(root, &["clippy", "--workspace", "--all-targets", "--keep-going", "--", "-D", "warnings"])))
 }
 
 /// With nextest where it is installed: a test that dies takes no other with it.
