@@ -111,7 +111,7 @@ pub fn run(
     let fingerprint = format!("{}rows{:?}", train.data.fingerprint()?, train.rows);
     let (mut header, state, normalisation) = start(settings, train, &checkpoints, &fingerprint, resume, observer)?;
     let normalisation = Arc::new(normalisation);
-    let mut backend = backend(settings, state, observer)?;
+    let mut backend = backend(settings, state)?;
     let mut metrics = MetricsLog::open(&out.join(names::METRICS), out, header.step)?;
     let schedule = Schedule {
         peak: settings.lr,
@@ -262,16 +262,13 @@ fn check_newest(checkpoints: &Path, settings: &str, data: &str) -> Result<()> {
     Ok(())
 }
 
-fn backend(settings: &Settings, state: TrainState, observer: &mut dyn Observer) -> Result<Box<dyn Backend>> {
+fn backend(settings: &Settings, state: TrainState) -> Result<Box<dyn Backend>> {
     match settings.backend {
         BackendKind::Cuda => Err(Error::new(
             Status::Unsupported,
             "--backend cuda: this build has no CUDA backend; use --backend cpu or auto",
         )),
         BackendKind::Auto | BackendKind::Cpu => {
-            if settings.backend == BackendKind::Auto {
-                observer.note("backend: cpu (this build has no CUDA backend)");
-            }
             let auxk = (settings.auxk > 0.0).then_some(AuxK { k: settings.auxk_k, coefficient: settings.auxk as f32 });
             let step = StepSettings {
                 k: settings.k,

@@ -109,7 +109,7 @@ pub struct TrainArgs {
     /// Tokens of a step [default: 2048]
     #[arg(long, value_name = "TOKENS", help_heading = "Training")]
     pub batch: Option<usize>,
-    /// Peak learning rate of Adam [default: 0.002]
+    /// Peak learning rate of Adam [default: 0.008]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub lr: Option<f64>,
     /// Learning rate at the end of the cosine, as a share of the peak [default: 0]
@@ -262,7 +262,7 @@ impl TrainArgs {
 }
 
 /// Peak learning rate where none is given; chosen by the runs in docs/quality.md.
-const DEFAULT_LR: f64 = 2e-3;
+const DEFAULT_LR: f64 = 8e-3;
 
 fn positive<T: PartialEq + Default + std::fmt::Display>(flag: &str, value: T) -> Result<T> {
     if value == T::default() {

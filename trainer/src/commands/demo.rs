@@ -14,7 +14,7 @@ use std::sync::Arc;
 ///
 /// Trains a KronSAE on data/sample (the residual stream after layer 15 of SmolLM2-135M-Instruct), evaluates it on tokens
 /// it has not seen, writes the model file, reloads that with the runtime, and prints some tokens with their strongest
-/// latents and some strong latents with the tokens that excite them most. Takes about two minutes on two cores.
+/// latents and some strong latents with the tokens that excite them most. Takes a minute or two on two cores.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kronsae demo
@@ -41,17 +41,17 @@ pub struct Args {
     tokens: Option<u64>,
 }
 
-/// The demo's shape: small beside what its data could train, so that the held-out tokens are explained, too.
+/// The demo's shape and length: past some 25 passes over so few tokens, held-out tokens are explained worse again.
 fn settings(args: &Args, sample: &Path) -> TrainArgs {
     let shard = |name: &str| sample.join(name);
     TrainArgs {
         data: shards(sample),
         eval_data: vec![shard("heldout.safetensors")],
-        heads: Some(256),
+        heads: Some(512),
         base: Some(4),
         extension: Some(4),
         k: Some(32),
-        tokens: Some(args.tokens.unwrap_or(1_024_000)),
+        tokens: Some(args.tokens.unwrap_or(512_000)),
         seed: Some(args.seed),
         threads: args.threads,
         ..TrainArgs::default()

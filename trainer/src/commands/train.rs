@@ -161,7 +161,9 @@ pub(crate) fn write_report(finished: &Finished, plan: &Plan, out: &Path, title: 
         &out.join(names::REPORT),
         &RunReport {
             title: title.to_owned(),
-            config: table.into_iter().map(|(key, value)| (key, value.to_string())).collect(),
+            config: std::iter::once(("computed on".to_owned(), finished.backend.clone()))
+                .chain(table.into_iter().map(|(key, value)| (key, value.to_string())))
+                .collect(),
             curve: finished.steps.clone(),
             evaluations: finished.evaluations.clone(),
             train: Some(finished.train.clone()),
