@@ -75,7 +75,7 @@ pub(crate) fn plan(args: TrainArgs) -> Result<Plan> {
         return Err(Error::invalid(format!("--hold-out {hold_out}: the data has {} tokens in all", data.rows())));
     }
     let rows = 0..data.rows() - hold_out;
-    let (paths, eval_paths) = (args.data.clone(), args.eval_data.clone());
+    let (paths, eval_paths) = (absolute(&args.data)?, absolute(&args.eval_data)?);
     let settings = args.resolve(data.d_model(), data.d_model() * data.dtype().size(), rows.len())?;
     let config = settings.to_args(&paths, &eval_paths, hold_out);
     let held_out = match eval_data {
@@ -83,6 +83,12 @@ pub(crate) fn plan(args: TrainArgs) -> Result<Plan> {
         None => (hold_out > 0).then(|| Tokens { data: Arc::clone(&data), rows: rows.end..data.rows() }),
     };
     Ok(Plan { settings, train: Tokens { data, rows }, held_out, config })
+}
+
+/// Paths that mean the same from any folder, so that a run can be resumed from anywhere.
+fn absolute(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let each = |path: &PathBuf| path.canonicalize().map_err(|e| Error::io("find", &path.display().to_string(), &e));
+    paths.iter().map(each).collect()
 }
 
 /// Runs the command.
