@@ -35,6 +35,7 @@ pub mod threads;
 
 mod activations;
 #[doc(hidden)]
+#[allow(rustdoc::broken_intra_doc_links, reason = "its comments become the C header, where [rows] is a shape")]
 pub mod capi;
 mod decode;
 mod encode;

@@ -6,7 +6,7 @@
 //! - Nothing a caller passes is trusted further than it can be checked: null and misaligned pointers, sizes that
 //!   overflow, enum numbers out of range, structs of another version and buffers that overlap are
 //!   `KRONSAE_STATUS_INVALID_ARGUMENT`, before anything is written.
-//! - No panic leaves: [`error::boundary`] turns it into `KRONSAE_STATUS_INTERNAL`.
+//! - No panic leaves: `error::boundary` turns it into `KRONSAE_STATUS_INTERNAL`.
 //! - The entry points are `unsafe` for one reason throughout: pointers that pass those checks must point to what the
 //!   header says they point to.
 
