@@ -1,9 +1,10 @@
 //! `kronsae train`: activation shards in, a folder with one model file out.
 
+use super::print;
 use crate::checkpoint;
 use crate::data::Dataset;
 use crate::examples::{ExampleOptions, top_activations};
-use crate::progress::Progress;
+use crate::progress::{Progress, tell};
 use crate::report::{self, RunReport};
 use crate::run::{Finished, Outcome, Tokens, names, run};
 use crate::settings::{Settings, TrainArgs};
@@ -117,15 +118,14 @@ pub fn run_command(args: Args) -> Result<()> {
         Outcome::Finished(finished) => {
             let title = args.out.file_name().map_or("run".into(), |n| n.to_string_lossy().into_owned());
             write_report(&finished, &plan, &args.out, &title, &progress.notes)?;
-            if args.json {
-                println!("{}", summary(&finished));
-            } else {
-                print!("{}", describe(&finished, &args.out));
-            }
-            Ok(())
+            let text = if args.json { format!("{}\n", summary(&finished)) } else { describe(&finished, &args.out) };
+            print(&text)
         }
         Outcome::Stopped { step } => {
-            eprintln!("stopped after step {step}; go on with: kronsae train --out {} --resume", args.out.display());
+            tell(&format!(
+                "stopped after step {step}; go on with: kronsae train --out {} --resume",
+                args.out.display()
+            ));
             std::process::exit(130);
         }
     }
