@@ -170,8 +170,18 @@ macro_rules! merge {
 impl TrainArgs {
     /// These settings where given, else those of `under`.
     #[must_use]
-    pub fn over(self, under: TrainArgs) -> TrainArgs {
+    pub fn over(self, mut under: TrainArgs) -> TrainArgs {
         let over = self;
+        // What is given here also wins over settings that it excludes.
+        if over.encoder.is_some_and(|kind| kind != under.encoder.unwrap_or(EncoderKind::Kron)) {
+            (under.heads, under.base, under.extension, under.latents) = (None, None, None, None);
+        }
+        if !over.eval_data.is_empty() {
+            under.hold_out = None;
+        }
+        if over.hold_out.is_some() {
+            under.eval_data.clear();
+        }
         merge!(over over under: hold_out, shuffle_window, encoder, heads, base, extension, latents, k, dtype, tokens, batch,
             lr, lr_end, warmup, seed, auxk, auxk_k, dead_after, revive_rows, clip_previous_step, threads, backend,
             precision, checkpoint_every, eval_every, log_every)

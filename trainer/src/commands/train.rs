@@ -76,7 +76,11 @@ pub(crate) fn plan(args: TrainArgs) -> Result<Plan> {
         return Err(Error::invalid(format!("--hold-out {hold_out}: the data has {} tokens in all", data.rows())));
     }
     let rows = 0..data.rows() - hold_out;
-    let (paths, eval_paths) = (args.data.clone(), args.eval_data.clone());
+    // Written into config.toml, from which a run is resumed in any folder.
+    let absolute = |paths: &[PathBuf]| -> Vec<PathBuf> {
+        paths.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())).collect()
+    };
+    let (paths, eval_paths) = (absolute(&args.data), absolute(&args.eval_data));
     let settings = args.resolve(data.d_model(), data.d_model() * data.dtype().size(), rows.len())?;
     let config = settings.to_args(&paths, &eval_paths, hold_out);
     let held_out = match eval_data {
