@@ -108,6 +108,9 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let checkpoints = out.join(names::CHECKPOINTS);
+    if resume {
+        [out, &checkpoints].into_iter().for_each(kronsae::tensor_file::remove_temporaries);
+    }
     let fingerprint = format!("{}rows{:?}", train.data.fingerprint()?, train.rows);
     let (mut header, state, normalisation) = start(settings, train, &checkpoints, &fingerprint, resume, observer)?;
     let normalisation = Arc::new(normalisation);
