@@ -105,7 +105,8 @@ impl Sae {
     ) -> Result<()> {
         // The checks of a read-only view are those of this one.
         crate::Activations::from_bytes(bytes, dtype, rows, d_model, row_stride)?;
-        let row_bytes = d_model * dtype.size();
+        // Of no rows, the width has not been looked at yet.
+        let row_bytes = d_model.saturating_mul(dtype.size());
         if rows > 1 && row_stride < row_bytes {
             return Err(Error::invalid(format!(
                 "steer: a stride of {row_stride} bytes makes rows of {row_bytes} bytes overlap"

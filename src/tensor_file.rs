@@ -334,6 +334,23 @@ pub fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>)
     })
 }
 
+/// Removes the temporary files that writers left in `folder` when they were killed, as far as that can be done. Nobody may
+/// be writing there meanwhile.
+pub fn remove_temporaries(folder: &Path) {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    // `.NAME.PROCESS-CALL.tmp`, as `replace` names them.
+    let ours = |name: &str| {
+        let inner = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp"));
+        let numbers = inner.and_then(|inner| inner.rsplit_once('.')).and_then(|(_, numbers)| numbers.split_once('-'));
+        numbers.is_some_and(|(process, call)| is_number(process) && is_number(call))
+    };
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(ours) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// A temporary file that goes with this value, also where a panic unwinds past it. Renamed, there is nothing to remove.
 struct Temporary(PathBuf);
 

@@ -90,7 +90,8 @@ impl Sae {
     /// A model from weights in memory, as [`Sae::open`] would have read them.
     ///
     /// # Errors
-    /// [`Status::InvalidArgument`] if a shape is not the one the config asks for.
+    /// [`Status::InvalidArgument`] if a shape is not the one the config asks for, a bias or threshold is not finite, a
+    /// threshold is negative, or there are thresholds where the encoder is not dense or selects by TopK.
     pub fn from_parts(config: Config, encoder: EncoderWeights, decoder: Option<DecoderWeights>) -> Result<Self> {
         let (rows, latents, d) = (config.encoder.rows(), config.encoder.latents(), config.d_model);
         let found = [encoder.weight.rows(), encoder.weight.cols(), encoder.bias.len()];
@@ -99,6 +100,19 @@ impl Sae {
                 "encoder weights are {found:?}, the config asks for {:?}",
                 [rows, d, rows]
             )));
+        }
+        if let Some(thresholds) = &encoder.threshold {
+            if matches!(config.encoder, Encoder::Kron { .. }) || matches!(config.selection, Selection::TopK(_)) {
+                return Err(Error::invalid("thresholds go with a dense encoder and threshold selection only"));
+            }
+            if let Some(f) = thresholds.iter().position(|t| !(t.is_finite() && *t >= 0.0)) {
+                let found = thresholds[f];
+                return Err(Error::invalid(format!("the threshold of latent {f} is {found}, expected at least 0")));
+            }
+        }
+        let biases = encoder.bias.iter().chain(decoder.iter().flat_map(|decoder| decoder.bias.iter()));
+        if let Some(bias) = biases.copied().find(|bias| !bias.is_finite()) {
+            return Err(Error::invalid(format!("a bias is {bias}, expected a finite number")));
         }
         if let Some(decoder) = &decoder {
             let found = [decoder.weight.rows(), decoder.weight.cols(), decoder.bias.len()];

@@ -184,10 +184,20 @@ fn load(path: &Path, encoder: Encoder, d: usize) -> Result<(Header, TrainState, 
     let mut norms = [0_u64; 4];
     integers("gradient_norms", &mut norms)?;
     state.gradient_norms = norms.map(f64::from_bits);
+    let bad = |what: &str| Error::format(format!("{}: {what}; damaged?", file.name()));
+    if state.fired_at.iter().chain(&state.positive_at).any(|&at| at > state.tokens) {
+        return Err(bad(&format!("something was alive after the last of its {} tokens", state.tokens)));
+    }
+    if let Some((name, _)) = state.parameters().iter().find(|(_, p)| p.value.iter().any(|v| !v.is_finite())) {
+        return Err(bad(&format!("`{name}` has a value that is not finite")));
+    }
     let mut mean = Aligned::zeroed(d.next_multiple_of(16), "the mean")?;
     read_rows(&file, "normalisation.mean", 1, d, d, &mut mean)?;
     let mut scale = Aligned::zeroed(16, "the scale")?;
     read_rows(&file, "normalisation.scale", 1, 1, 1, &mut scale)?;
+    if !(mean.iter().all(|v| v.is_finite()) && scale[0].is_finite() && scale[0] > 0.0) {
+        return Err(bad("its mean or scale is not finite, or its scale not positive"));
+    }
     Ok((header, state, Normalisation { mean: mean[..d].to_vec(), scale: scale[0] }))
 }
 

@@ -15,10 +15,10 @@
 //! threads, so results do not depend on it.
 
 use crate::data::Dataset;
-use crate::stream::{Chunk, check_rows, chunk_tokens, encode_rows};
+use crate::stream::{Chunk, check_rows, check_width, chunk_tokens, encode_rows};
 use kronsae::sae::Encoder as Kind;
 use kronsae::threads::Pool;
-use kronsae::{Error, LatentsRef, ROW_NOT_FINITE, ROW_TRUNCATED, Result, Sae};
+use kronsae::{Aligned, Error, LatentsRef, ROW_NOT_FINITE, ROW_TRUNCATED, Result, Sae};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -111,6 +111,7 @@ pub fn evaluate(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Evaluation> {
     check_rows(data, &rows)?;
+    check_width(sae, data)?;
     let mut pool = Pool::new(options.threads, "eval")?;
     // Which finite tokens overflow inside the model is known only after encoding, but they must not be in the mean
     // either. There are none in any sound data set; where there are, both passes run again without them.
@@ -133,7 +134,7 @@ fn finite(row: &[f32]) -> bool {
 fn mean_of(data: &Dataset, rows: Range<usize>, left_out: &[usize], pool: &mut Pool) -> Result<Vec<f64>> {
     let d = data.d_model();
     let tokens = chunk_tokens(d).min(rows.len());
-    let mut x = vec![0_f32; tokens * d];
+    let mut x = Aligned::zeroed(tokens * d, "a chunk of tokens")?;
     // Each thread sums its own dimensions over all tokens: the order of additions is that of the rows.
     let sums: Vec<_> = (0..pool.threads()).map(|_| Mutex::new(Vec::<f64>::new())).collect();
     let mut count = 0_u64;

@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use kronsae_trainer::commands::{calibrate, demo, encode, eval, inspect, train};
+use kronsae_trainer::progress::tell;
 use std::process::ExitCode;
 
 /// Train KronSAEs on recorded activations of a language model, and look into them
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            tell(&format!("error: {error}"));
             ExitCode::FAILURE
         }
     }

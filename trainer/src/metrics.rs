@@ -83,11 +83,13 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens the log, and a TensorBoard event file in the folder `events`; entries after step `done`, of a run that went further than its last checkpoint, are dropped.
+    /// Opens the log of a run of `steps_in_all` steps, and a TensorBoard event file in the folder `events`. Entries after step
+    /// `done`, of a run that went further than its last checkpoint, are dropped, and so is the evaluation of the finished
+    /// model, which is made again.
     ///
     /// # Errors
     /// [`kronsae::Status::Io`].
-    pub fn open(path: &Path, events: &Path, done: u64) -> Result<Self> {
+    pub fn open(path: &Path, events: &Path, done: u64, steps_in_all: u64) -> Result<Self> {
         let name = path.display().to_string();
         let old = std::fs::read_to_string(path).unwrap_or_default();
         let (mut steps, mut evaluations) = (Vec::new(), Vec::new());
@@ -100,7 +102,7 @@ impl MetricsLog {
                 }
                 steps.push(record);
             } else if let Ok(record) = serde_json::from_str::<EvalRecord>(line) {
-                if record.step > done {
+                if record.step > done || record.step >= steps_in_all {
                     continue;
                 }
                 evaluations.push(record);

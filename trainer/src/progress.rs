@@ -10,6 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+/// Writes a line to standard error. Whoever read it may be gone (`kronsae train 2>&1 | head`), which is no reason for a
+/// run to end; `eprintln!` would panic.
+pub fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Shows a run.
 pub struct Progress {
     bar: ProgressBar,
@@ -103,7 +109,7 @@ impl Observer for Progress {
         if !self.terminal
             && (self.last_line.elapsed() > Duration::from_secs(10) || step == self.total_steps || step == 1)
         {
-            eprintln!("step {step}/{}  {message}", self.total_steps);
+            tell(&format!("step {step}/{}  {message}", self.total_steps));
             self.last_line = Instant::now();
         }
         self.bar.set_message(message);
@@ -114,15 +120,15 @@ impl Observer for Progress {
         self.held_out = Some(record.evaluation.explained_variance.pooled);
         if !self.terminal {
             let ev = &record.evaluation.explained_variance;
-            eprintln!(
+            tell(&format!(
                 "step {}/{}  held-out EV {:.4} pooled, {:.4} per token",
                 record.step, self.total_steps, ev.pooled, ev.per_token_mean
-            );
+            ));
         }
     }
 
     fn note(&mut self, note: &str) {
-        self.bar.suspend(|| eprintln!("{note}"));
+        self.bar.suspend(|| tell(note));
         self.notes.push(note.to_owned());
     }
 

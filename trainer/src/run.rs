@@ -108,11 +108,14 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let checkpoints = out.join(names::CHECKPOINTS);
+    if resume {
+        [out, &checkpoints].into_iter().for_each(kronsae::tensor_file::remove_temporaries);
+    }
     let fingerprint = format!("{}rows{:?}", train.data.fingerprint()?, train.rows);
     let (mut header, state, normalisation) = start(settings, train, &checkpoints, &fingerprint, resume, observer)?;
     let normalisation = Arc::new(normalisation);
     let mut backend = backend(settings, state)?;
-    let mut metrics = MetricsLog::open(&out.join(names::METRICS), out, header.step)?;
+    let mut metrics = MetricsLog::open(&out.join(names::METRICS), out, header.step, settings.steps)?;
     let schedule = Schedule {
         peak: settings.lr,
         last: settings.lr * settings.lr_end,
@@ -148,6 +151,19 @@ pub fn run(
             metrics.step(record)?;
         }
         observer.step(header.step, &stats, record.as_ref());
+        // Before the checkpoint of this step: a run that is resumed from it must have its evaluation.
+        if settings.eval_every > 0
+            && header.step.is_multiple_of(settings.eval_every)
+            && !last
+            && let Some(tokens) = held_out
+        {
+            let sae = Folded::new(backend.state()?, &normalisation, settings.dtype.dtype())?
+                .sae(backend.state()?, config.clone())?;
+            let evaluation = evaluated(&Arc::new(sae), tokens, settings.threads, "evaluating", observer)?;
+            let record = EvalRecord { step: header.step, evaluation };
+            metrics.evaluation(&record)?;
+            observer.evaluated(&record);
+        }
         let stop = observer.should_stop() && !last;
         if header.step.is_multiple_of(settings.checkpoint_every) || last || stop {
             match checkpoint::save(&checkpoints, &header, backend.state()?, &normalisation) {
@@ -164,18 +180,6 @@ pub fn run(
                 ));
             }
             return Ok(Outcome::Stopped { step: header.step });
-        }
-        if settings.eval_every > 0
-            && header.step.is_multiple_of(settings.eval_every)
-            && !last
-            && let Some(tokens) = held_out
-        {
-            let sae = Folded::new(backend.state()?, &normalisation, settings.dtype.dtype())?
-                .sae(backend.state()?, config.clone())?;
-            let evaluation = evaluated(&Arc::new(sae), tokens, settings.threads, "evaluating", observer)?;
-            let record = EvalRecord { step: header.step, evaluation };
-            metrics.evaluation(&record)?;
-            observer.evaluated(&record);
         }
     }
     drop((batches, x));

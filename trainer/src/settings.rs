@@ -170,8 +170,18 @@ macro_rules! merge {
 impl TrainArgs {
     /// These settings where given, else those of `under`.
     #[must_use]
-    pub fn over(self, under: TrainArgs) -> TrainArgs {
+    pub fn over(self, mut under: TrainArgs) -> TrainArgs {
         let over = self;
+        // What is given here also wins over settings that it excludes.
+        if over.encoder.is_some_and(|kind| kind != under.encoder.unwrap_or(EncoderKind::Kron)) {
+            (under.heads, under.base, under.extension, under.latents) = (None, None, None, None);
+        }
+        if !over.eval_data.is_empty() {
+            under.hold_out = None;
+        }
+        if over.hold_out.is_some() {
+            under.eval_data.clear();
+        }
         merge!(over over under: hold_out, shuffle_window, encoder, heads, base, extension, latents, k, dtype, tokens, batch,
             lr, lr_end, warmup, seed, auxk, auxk_k, dead_after, revive_rows, clip_previous_step, threads, backend,
             precision, checkpoint_every, eval_every, log_every)
@@ -213,6 +223,8 @@ impl TrainArgs {
         let batch = positive("batch", self.batch.unwrap_or(2048))?;
         let tokens = positive("tokens", self.tokens.unwrap_or((10 * train_rows as u64).min(100_000_000)))?;
         let steps = tokens.div_ceil(batch as u64);
+        // "Never" is often said by a number larger than any that TOML can hold.
+        let interval = |value: u64| value.min(i64::MAX as u64);
         let k = self.k.unwrap_or(32);
         if k == 0 || k > encoder.latents() {
             return Err(Error::invalid(format!(
@@ -226,8 +238,19 @@ impl TrainArgs {
             }
             Err(Error::invalid(format!("--{flag} {value}: expected {} to {}", range.start(), range.end())))
         };
+        let most = |flag: &str, value: u64, most: u64| {
+            if value <= most {
+                return Ok(value);
+            }
+            Err(Error::invalid(format!("--{flag} {value}: expected at most {most}")))
+        };
         let auxk = number("auxk", self.auxk.unwrap_or(1.0 / 32.0), 0.0..=1e3)?;
         let clip = number("clip-previous-step", self.clip_previous_step.unwrap_or(0.0), 0.0..=1e30)?;
+        // What the latents and rows of a batch touch is counted in 32 bits.
+        let auxk_k = positive("auxk-k", self.auxk_k.unwrap_or(k.saturating_mul(4)))?;
+        let entries = 2 * (k + auxk_k.min(encoder.latents()));
+        most("batch", batch as u64, (u64::from(u32::MAX) / entries as u64).max(1))?;
+        most("tokens", tokens, 1 << 60)?;
         let default_window = 65_536.min((512 << 20) / row_bytes);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Settings {
@@ -240,10 +263,13 @@ impl TrainArgs {
             lr: number("lr", self.lr.unwrap_or(DEFAULT_LR), 1e-12..=10.0)?,
             lr_end: number("lr-end", self.lr_end.unwrap_or(0.0), 0.0..=1.0)?,
             warmup: number("warmup", self.warmup.unwrap_or(0.1), 0.0..=1.0)?,
-            seed: self.seed.unwrap_or(0),
+            seed: most("seed", self.seed.unwrap_or(0), i64::MAX as u64)?,
             auxk,
-            auxk_k: positive("auxk-k", self.auxk_k.unwrap_or(4 * k))?,
-            dead_after: positive("dead-after", self.dead_after.unwrap_or((tokens / 10).clamp(1, 10_000_000)))?,
+            auxk_k,
+            dead_after: interval(positive(
+                "dead-after",
+                self.dead_after.unwrap_or((tokens / 10).clamp(1, 10_000_000)),
+            )?),
             revive_rows: self.revive_rows.unwrap_or(true),
             clip,
             shuffle_window: positive("shuffle-window", self.shuffle_window.unwrap_or(default_window.max(256)))?,
@@ -254,9 +280,9 @@ impl TrainArgs {
                 PrecisionChoice::F32 => Precision::F32,
                 PrecisionChoice::Bf16 => Precision::Bf16,
             },
-            checkpoint_every: positive("checkpoint-every", self.checkpoint_every.unwrap_or(1000))?,
-            eval_every: self.eval_every.unwrap_or((steps / 10).max(1)),
-            log_every: positive("log-every", self.log_every.unwrap_or(10))?,
+            checkpoint_every: interval(positive("checkpoint-every", self.checkpoint_every.unwrap_or(1000))?),
+            eval_every: interval(self.eval_every.unwrap_or((steps / 10).max(1))),
+            log_every: interval(positive("log-every", self.log_every.unwrap_or(10))?),
         })
     }
 }

@@ -2,7 +2,7 @@
 //! encoding and calibration have in common.
 
 use crate::data::Dataset;
-use kronsae::{Activations, Encoder, EncoderOptions, Error, Latents, Result, Sae};
+use kronsae::{Activations, Aligned, Encoder, EncoderOptions, Error, Latents, Result, Sae};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -46,6 +46,20 @@ pub(crate) fn check_rows(data: &Dataset, rows: &Range<usize>) -> Result<()> {
     )))
 }
 
+/// Checks that `data` is as wide as `sae` expects.
+///
+/// # Errors
+/// [`kronsae::Status::InvalidArgument`].
+pub(crate) fn check_width(sae: &Sae, data: &Dataset) -> Result<()> {
+    let (found, expected) = (data.d_model(), sae.config().d_model);
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the activations have d_model {found}, the model expects {expected}: of another layer?"
+    )))
+}
+
 /// Encodes tokens `rows` of `data` in order and calls `each` for every chunk of them, on the calling thread.
 ///
 /// Memory is bounded by the chunk (some 4 MB a buffer), not by the range.
@@ -61,18 +75,13 @@ pub fn encode_rows(
     each: &mut dyn FnMut(Chunk<'_>) -> Result<()>,
 ) -> Result<()> {
     check_rows(data, &rows)?;
+    check_width(sae, data)?;
     let d = sae.config().d_model;
-    if data.d_model() != d {
-        let found = data.d_model();
-        return Err(Error::invalid(format!(
-            "the activations have d_model {found}, the model expects {d}: of another layer?"
-        )));
-    }
     let capacity = sae.config().selection.capacity();
     let tokens = chunk_tokens(d.max(capacity)).min(rows.len());
     let mut encoder = Encoder::new(Arc::clone(sae), EncoderOptions { threads })?;
     let mut latents = Latents::new(tokens, capacity)?;
-    let mut x = vec![0_f32; tokens * d];
+    let mut x = Aligned::zeroed(tokens * d, "a chunk of tokens")?;
     let mut start = rows.start;
     while start < rows.end {
         let count = tokens.min(rows.end - start);

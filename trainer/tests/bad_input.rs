@@ -170,7 +170,7 @@ fn a_disk_that_fills() {
     // Parameters are 8*8*16 + 8*16*16 elements, so a model is about 13 KB and a checkpoint three times that. Between the
     // two: no checkpoint can be written, training goes on and says so, and the model is written.
     let out = folder.path().join("no-checkpoints");
-    let output = with_full_disk(&mut train(&data, &out), 24_000).output().unwrap();
+    let output = with_full_disk(&mut train(&data, &out), 32_000).output().unwrap();
     assert!(output.status.success(), "{}", message(&output));
     assert!(message(&output).contains("no checkpoint at step"), "{}", message(&output));
     assert_eq!(files(&out), ["model.safetensors"]);
@@ -198,4 +198,84 @@ fn a_shard_that_shrinks_while_it_is_read() {
     let error = data.read(0, 100, &mut out).unwrap_err();
     assert_eq!(error.status(), kronsae::Status::Format);
     assert!(error.message().contains("a.safetensors") && error.message().contains("became shorter"), "{error}");
+}
+
+/// A shard whose rows are wider than memory is refused like any other size that cannot be had.
+#[test]
+fn rows_wider_than_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let path = data.join("wide.safetensors");
+    let d = 1_usize << 22;
+    let header = serde_json::json!({
+        "__metadata__": {"format": "activations/1"},
+        "activations": {"dtype": "F32", "shape": [2, d], "data_offsets": [0, 8 * d]},
+    })
+    .to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    // Sparse: it takes no disk.
+    std::fs::File::options().write(true).open(&path).unwrap().set_len((bytes.len() + 8 * d) as u64).unwrap();
+    let limited = |command: &mut Command| {
+        // SAFETY: only async-signal-safe calls between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                let limit = libc::rlimit { rlim_cur: 700 << 20, rlim_max: 700 << 20 };
+                match libc::setrlimit(libc::RLIMIT_AS, &raw const limit) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+    };
+    let mut command = train(&data, &folder.path().join("out"));
+    limited(command.args(["--hold-out", "1"]));
+    fails(&mut command, &["cannot allocate"]);
+    let model = fixtures::write_model(
+        folder.path(),
+        kronsae::sae::Encoder::Dense { latents: 12 },
+        D,
+        kronsae::sae::Selection::TopK(2),
+        &mut Rng(6),
+    );
+    for verb in ["eval", "calibrate"] {
+        let mut command = kronsae(&[verb]);
+        limited(command.arg("--model").arg(&model).arg("--data").arg(&data).args(["--threads", "2"]));
+        fails(&mut command, &["d_model 4194304, the model expects 16"]);
+    }
+}
+
+/// Numbers that no run wrote are found before they are trusted: an older checkpoint is taken instead.
+#[test]
+fn a_checkpoint_whose_numbers_lie() {
+    use kronsae_trainer::backend::TrainState;
+    use kronsae_trainer::checkpoint::{Header, load_newest, save};
+    use kronsae_trainer::data::Normalisation;
+    let encoder = kronsae::sae::Encoder::Kron { heads: 2, base: 2, extension: 2 };
+    let normalisation = Normalisation { mean: vec![0.5; D], scale: 2.0 };
+    let header =
+        |step| Header { step, skipped: 0, seconds: 0.0, settings: "settings".to_owned(), data: "data".to_owned() };
+    let lies: [fn(&mut TrainState, &mut Normalisation); 6] = [
+        |state, _| state.fired_at[3] = state.tokens + 1,
+        |state, _| state.positive_at[3] = u64::MAX,
+        |state, _| state.encoder_weight.value[0] = f32::NAN,
+        |state, _| state.decoder_bias.value[0] = f32::INFINITY,
+        |_, normalisation| normalisation.scale = 0.0,
+        |_, normalisation| normalisation.mean[1] = f32::NAN,
+    ];
+    for (at, lie) in lies.into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut state = TrainState::new(encoder, D, 1).unwrap();
+        state.tokens = 100;
+        save(folder.path(), &header(1), &state, &normalisation).unwrap();
+        let mut wrong = normalisation.clone();
+        lie(&mut state, &mut wrong);
+        save(folder.path(), &header(2), &state, &wrong).unwrap();
+        let mut told = Vec::new();
+        let loaded = load_newest(folder.path(), encoder, D, &mut |e| told.push(e.to_string())).unwrap();
+        assert_eq!(loaded.unwrap().0.step, 1, "lie {at} was believed");
+        assert!(told.len() == 1 && told[0].contains("step-0000000002"), "{told:?}");
+    }
 }

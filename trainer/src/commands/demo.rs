@@ -1,12 +1,14 @@
 //! `kronsae demo`: the main job on a bundled sample of real activations, in a few minutes.
 
+use super::print;
 use super::train::{Plan, plan, prepare, summary, write_report};
 use crate::examples::{ExampleOptions, token_latents, top_activations};
-use crate::progress::Progress;
+use crate::progress::{Progress, tell};
 use crate::run::{Finished, Outcome, Tokens, names, run as train};
 use crate::settings::TrainArgs;
 use crate::terminal::{self, Style};
 use kronsae::{Error, Result, Sae};
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -77,21 +79,25 @@ pub fn run(args: &Args) -> Result<()> {
         Some(path) => path.clone(),
         None => find_sample()?,
     };
-    clear(&args.out)?;
+    if shards(&sample).is_empty() {
+        let message = format!("{}: no train-*.safetensors in this folder; is it the demo's sample?", sample.display());
+        return Err(Error::new(kronsae::Status::Io, message));
+    }
     let plan = plan(settings(args, &sample))?;
+    // Only now: a demo that cannot begin leaves the last one alone.
+    clear(&args.out)?;
     prepare(&args.out, &plan)?;
     introduce(&plan);
     let mut progress = Progress::new(plan.settings.steps, plan.settings.batch, false);
     let outcome = train(&plan.settings, &plan.train, plan.held_out.as_ref(), &args.out, false, &mut progress)?;
     progress.finish();
     let Outcome::Finished(finished) = outcome else {
-        eprintln!("stopped");
+        tell("stopped");
         std::process::exit(130);
     };
     write_report(&finished, &plan, &args.out, "KronSAE demo", &progress.notes)?;
     if args.json {
-        println!("{}", summary(&finished));
-        return Ok(());
+        return print(&format!("{}\n", summary(&finished)));
     }
     let Some(held_out) = &plan.held_out else { return Err(Error::invalid("the sample has no held-out shard")) };
     show(&finished, held_out, plan.settings.threads, &args.out)
@@ -99,13 +105,13 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn introduce(plan: &Plan) {
     let data = &plan.train.data;
-    eprintln!(
+    tell(&format!(
         "Training a KronSAE of {} latents on {} tokens of {} ({} dimensions), a small sample.",
         plan.settings.encoder.latents(),
         data.rows(),
         data.metadata("model").unwrap_or("a language model"),
         data.d_model()
-    );
+    ));
 }
 
 /// Where the sample lies: in the current folder, or where this program was built from.
@@ -122,7 +128,7 @@ fn find_sample() -> Result<PathBuf> {
 
 /// Removes what an earlier demo left, and nothing else.
 fn clear(out: &Path) -> Result<()> {
-    if !out.exists() {
+    if !out.exists() || std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none()) {
         return Ok(());
     }
     let config = out.join(names::CONFIG);
@@ -159,26 +165,28 @@ fn show(finished: &Finished, held_out: &Tokens, threads: usize, out: &Path) -> R
     let rows: Vec<usize> = (1..=6).map(|i| held_out.rows.start + held_out.rows.len() * i / 7).collect();
     let tokens = token_latents(&sae, &held_out.data, &rows, 5, &options)?;
 
-    println!("\n{}\n", style.strong("Held-out tokens and their strongest latents"));
-    print!("{}", terminal::tokens(&tokens, style));
-    println!("\n{}\n", style.strong("Strong latents and the held-out tokens that excite them most"));
-    print!("{}", terminal::latents(&latents, style));
+    let mut text = String::new();
+    let _ = writeln!(text, "\n{}\n", style.strong("Held-out tokens and their strongest latents"));
+    text += &terminal::tokens(&tokens, style);
+    let _ = writeln!(text, "\n{}\n", style.strong("Strong latents and the held-out tokens that excite them most"));
+    text += &terminal::latents(&latents, style);
 
     let ev = |e: &crate::eval::Evaluation| e.explained_variance.pooled;
-    println!("\n{}\n", style.strong("Explained variance of the written file"));
-    println!("  training tokens   {:.4}", ev(&finished.train));
+    let _ = writeln!(text, "\n{}\n", style.strong("Explained variance of the written file"));
+    let _ = writeln!(text, "  training tokens   {:.4}", ev(&finished.train));
     if let Some(held_out) = &finished.held_out {
-        println!("  held-out tokens   {:.4}", ev(held_out));
+        let _ = writeln!(text, "  held-out tokens   {:.4}", ev(held_out));
     }
     let (rows, passes) = training(finished);
-    println!(
+    let _ = writeln!(
+        text,
         "\nThe sample is small: {rows} tokens, seen {passes:.0} times. The gap between the two is what it has learnt by heart;\n\
          with more activations it closes. (`kronsae train --help` says how to train on yours.)\n"
     );
-    println!("  model   {}", finished.model.display());
-    println!("  report  {}", out.join(names::REPORT).display());
-    println!("  speed   {:.0} tokens/s on {}", finished.tokens_per_second, finished.backend);
-    Ok(())
+    let _ = writeln!(text, "  model   {}", finished.model.display());
+    let _ = writeln!(text, "  report  {}", out.join(names::REPORT).display());
+    let _ = writeln!(text, "  speed   {:.0} tokens/s on {}", finished.tokens_per_second, finished.backend);
+    print(&text)
 }
 
 /// Tokens of the training data, and how often each was seen.

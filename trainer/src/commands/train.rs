@@ -1,9 +1,10 @@
 //! `kronsae train`: activation shards in, a folder with one model file out.
 
+use super::print;
 use crate::checkpoint;
 use crate::data::Dataset;
 use crate::examples::{ExampleOptions, top_activations};
-use crate::progress::Progress;
+use crate::progress::{Progress, tell};
 use crate::report::{self, RunReport};
 use crate::run::{Finished, Outcome, Tokens, names, run};
 use crate::settings::{Settings, TrainArgs};
@@ -112,8 +113,11 @@ pub fn run_command(args: Args) -> Result<()> {
         )));
     }
     let plan = plan(given)?;
+    refuse_among_shards(&args.out, &plan.config)?;
     // A resumed run keeps the settings it began with: what is given anew must agree, or is refused before anything changes.
-    if !(args.resume && config_path.exists()) {
+    // Before its first checkpoint it has not begun.
+    let begun = !checkpoint::list(&args.out.join(names::CHECKPOINTS))?.is_empty();
+    if !(begun && config_path.exists()) {
         prepare(&args.out, &plan)?;
     }
     let mut progress = Progress::new(plan.settings.steps, plan.settings.batch, args.json);
@@ -123,15 +127,14 @@ pub fn run_command(args: Args) -> Result<()> {
         Outcome::Finished(finished) => {
             let title = args.out.file_name().map_or("run".into(), |n| n.to_string_lossy().into_owned());
             write_report(&finished, &plan, &args.out, &title, &progress.notes)?;
-            if args.json {
-                println!("{}", summary(&finished));
-            } else {
-                print!("{}", describe(&finished, &args.out));
-            }
-            Ok(())
+            let text = if args.json { format!("{}\n", summary(&finished)) } else { describe(&finished, &args.out) };
+            print(&text)
         }
         Outcome::Stopped { step } => {
-            eprintln!("stopped after step {step}; go on with: kronsae train --out {} --resume", args.out.display());
+            tell(&format!(
+                "stopped after step {step}; go on with: kronsae train --out {} --resume",
+                args.out.display()
+            ));
             std::process::exit(130);
         }
     }
@@ -140,6 +143,15 @@ pub fn run_command(args: Args) -> Result<()> {
 /// Whether there is anything in the folder that starting anew would lose.
 fn holds_a_run(out: &Path) -> Result<bool> {
     Ok(out.join(names::MODEL).exists() || !checkpoint::list(&out.join(names::CHECKPOINTS))?.is_empty())
+}
+
+/// Refuses to run in a folder of shards: their next reader would take the model for one.
+fn refuse_among_shards(out: &Path, config: &TrainArgs) -> Result<()> {
+    let Ok(folder) = out.canonicalize() else { return Ok(()) };
+    if config.data.iter().chain(&config.eval_data).any(|path| path.canonicalize().is_ok_and(|p| p == folder)) {
+        return Err(Error::invalid(format!("{}: holds the shards; choose another --out", out.display())));
+    }
+    Ok(())
 }
 
 /// Makes the folder and writes every setting into it.

@@ -139,8 +139,10 @@ impl Batches {
                 self.ask.send(window).map_err(|_| gone())?;
                 self.asked = Some(window);
             }
-            let loaded = self.answer.recv().map_err(|_| gone())??;
+            let loaded = self.answer.recv().map_err(|_| gone())?;
+            // Answered, with an error perhaps: the next call asks again.
             self.asked = None;
+            let loaded = loaded?;
             if loaded.window == window {
                 self.loaded = Some(loaded);
                 break;
@@ -188,13 +190,14 @@ impl Normalisation {
     /// Tokens that are not finite are left out.
     ///
     /// # Errors
-    /// Those of reading; [`Status::Format`] if there is no finite token or all are equal.
+    /// Those of reading; [`Status::OutOfMemory`]; [`Status::Format`] if there is no finite token or all are equal.
     pub fn measure(data: &Dataset, rows: Range<usize>, most: usize, progress: &mut dyn FnMut(usize)) -> Result<Self> {
         let d = data.d_model();
         let blocks = rows.len().div_ceil(BLOCK);
         let used = blocks.min(most.div_ceil(BLOCK)).max(1);
+        // First, being the largest by far: how wide a row is, a file has said.
+        let mut buffer = Aligned::zeroed(BLOCK * d, "a block of rows")?;
         let (mut count, mut sum, mut square) = (0_u64, vec![0.0_f64; d], vec![0.0_f64; d]);
-        let mut buffer = vec![0.0_f32; BLOCK * d];
         // Sums are taken about the first token seen: means are large beside deviations.
         let mut origin: Option<Vec<f64>> = None;
         for i in 0..used {

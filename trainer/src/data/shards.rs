@@ -2,7 +2,7 @@
 
 use kronsae::dtype::widen;
 use kronsae::tensor_file::{TensorDtype, TensorFile};
-use kronsae::{Dtype, Error, Result};
+use kronsae::{Aligned, Dtype, Error, Result};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -172,12 +172,12 @@ impl Dataset {
         for shard in &self.shards {
             let name = Path::new(shard.file.name()).file_name().unwrap_or_default().to_string_lossy();
             // The first row, the last, and 62 between: enough to notice another recording under the same name.
-            let mut bytes = vec![0_u8; self.d_model * shard.dtype.size()];
+            let mut bytes = Aligned::<u8>::zeroed(self.d_model * shard.dtype.size(), "a row of a shard")?;
             let mut hash = 0xCBF2_9CE4_8422_2325_u64; // FNV-1a
             for sample in 0..64 {
                 let row = (shard.rows - 1) * sample / 63;
                 shard.file.read(ACTIVATIONS, row * bytes.len(), &mut bytes)?;
-                for &byte in &bytes {
+                for &byte in bytes.iter() {
                     hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
                 }
             }
@@ -202,11 +202,11 @@ impl Dataset {
                 return shard.file.read(ACTIVATIONS, from * row_bytes, out);
             }
             // Shards of different dtypes: all are handed on as F32.
-            let mut narrow = vec![0_u8; rows * self.d_model * shard.dtype.size()];
+            let mut narrow = Aligned::<u8>::zeroed(rows * self.d_model * shard.dtype.size(), "rows of a shard")?;
             shard.file.read(ACTIVATIONS, from * self.d_model * shard.dtype.size(), &mut narrow)?;
-            let mut wide = vec![0_f32; rows * self.d_model];
+            let mut wide = Aligned::zeroed(rows * self.d_model, "rows of a shard")?;
             widen(shard.dtype, &narrow, &mut wide);
-            for (o, v) in out.as_chunks_mut::<4>().0.iter_mut().zip(wide) {
+            for (o, v) in out.as_chunks_mut::<4>().0.iter_mut().zip(wide.iter()) {
                 *o = v.to_le_bytes();
             }
             Ok(())
@@ -216,13 +216,13 @@ impl Dataset {
     /// Reads `count` rows from row `start` on as f32, `[count, d_model]`.
     ///
     /// # Errors
-    /// As [`Dataset::read_bytes`].
+    /// As [`Dataset::read_bytes`], and [`kronsae::Status::OutOfMemory`].
     ///
     /// # Panics
     /// As [`Dataset::read_bytes`].
     pub fn read(&self, start: usize, count: usize, out: &mut [f32]) -> Result<()> {
         let dtype = self.dtype();
-        let mut bytes = vec![0_u8; count * self.d_model * dtype.size()];
+        let mut bytes = Aligned::<u8>::zeroed(count * self.d_model * dtype.size(), "rows of the data set")?;
         self.read_bytes(start, count, &mut bytes)?;
         widen(dtype, &bytes, out);
         Ok(())

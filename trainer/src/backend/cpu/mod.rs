@@ -70,6 +70,8 @@ impl CpuBackend {
             Precision::F32 => None,
             Precision::Bf16 => Some(bf16(isa)?),
         };
+        // First: it refuses thread counts that nothing below could be allocated for.
+        let pool = Pool::new(threads, "train")?;
         let linear = Linear::new(amx, &state)?;
         let mut workers = Vec::new();
         for _ in 0..threads {
@@ -82,7 +84,7 @@ impl CpuBackend {
         Ok(CpuBackend {
             settings,
             isa,
-            pool: Pool::new(threads, "train")?,
+            pool,
             linear,
             workers,
             residual: Aligned::zeroed(batch * state.encoder_weight.stride, "residuals")?,
