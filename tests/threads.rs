@@ -29,7 +29,7 @@ fn calls_with_panics_anywhere() {
             for call in 0..600_u64 {
                 let random = mix(call * 31 + threads as u64);
                 let phases = 1 + random % 4;
-                let guilty = (random >> 8) % 3 == 0;
+                let guilty = (random >> 8).is_multiple_of(3);
                 let (who, when) = ((random >> 16) as usize % threads, (random >> 32) % phases);
                 let entered = AtomicUsize::new(0);
                 let sum = AtomicU64::new(0);
