@@ -221,9 +221,11 @@ impl<'a> TensorOut<'a> {
         &self.name
     }
 
+    /// None if it overflows, or if elements smaller than a byte do not fill the last one.
     fn byte_len(&self) -> Option<usize> {
         let elements = self.shape.iter().try_fold(1_usize, |n, &extent| n.checked_mul(extent))?;
-        elements.checked_mul(self.dtype.bitsize() / 8)
+        let bits = elements.checked_mul(self.dtype.bitsize())?;
+        bits.is_multiple_of(8).then_some(bits / 8)
     }
 }
 
@@ -259,7 +261,10 @@ pub fn write(path: &Path, metadata: &BTreeMap<String, String>, tensors: Vec<Tens
     let mut end = 0_usize;
     let mut lengths = Vec::with_capacity(tensors.len());
     for tensor in &tensors {
-        let overflow = || Error::invalid(format!("{name}: the size of `{}` {:?} overflows", tensor.name, tensor.shape));
+        let overflow = || {
+            let what = "overflows or is no whole number of bytes";
+            Error::invalid(format!("{name}: the size of `{}` {:?} {what}", tensor.name, tensor.shape))
+        };
         let len = tensor.byte_len().ok_or_else(overflow)?;
         let start = end;
         end = end.checked_add(len).ok_or_else(overflow)?;

@@ -130,3 +130,21 @@ fn readers_and_writers_at_once() {
     });
     assert_eq!(names(folder.path()), ["model.safetensors"]);
 }
+
+/// Elements may be smaller than a byte; a tensor never is.
+#[test]
+fn tensors_of_half_bytes() {
+    let old = Old::new();
+    let four_bit = |bytes: &'static [u8]| vec![TensorOut::bytes("x", TensorDtype::F4, &[3, 2], bytes)];
+    let error = tensor_file::write(&old.path(), &BTreeMap::new(), four_bit(&[1, 2])).unwrap_err();
+    assert_eq!(error.status(), Status::InvalidArgument, "{error}");
+    old.check();
+    tensor_file::write(&old.path(), &BTreeMap::new(), four_bit(&[1, 2, 3])).unwrap();
+    let file = tensor_file::TensorFile::open(&old.path()).unwrap();
+    let mut bytes = [0; 3];
+    file.read("x", 0, &mut bytes).unwrap();
+    assert_eq!((file.require("x").unwrap().bytes, bytes), (3, [1, 2, 3]));
+    let odd = vec![TensorOut::bytes("x", TensorDtype::F4, &[3], &[1])];
+    let error = tensor_file::write(&old.path(), &BTreeMap::new(), odd).unwrap_err();
+    assert_eq!(error.status(), Status::InvalidArgument, "{error}");
+}

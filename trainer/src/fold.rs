@@ -3,7 +3,7 @@
 use crate::backend::{Parameter, TrainState};
 use crate::data::Normalisation;
 use kronsae::sae::{Config, DecoderWeights, EncoderWeights, Matrix, ModelWriter, Sae, Which};
-use kronsae::{Aligned, Dtype, Result};
+use kronsae::{Aligned, Dtype, Error, Result, Status};
 use std::path::Path;
 
 /// A trained state with its normalisation folded in: `W' = W/c` rounded to the file's dtype, `b' = b - W' mu` in f64,
@@ -20,7 +20,7 @@ impl Folded {
     /// Folds `normalisation` into the encoder and the biases. The decoder's rows stay as they are.
     ///
     /// # Errors
-    /// [`kronsae::Status::OutOfMemory`].
+    /// [`kronsae::Status::OutOfMemory`]; [`kronsae::Status::Internal`] if a value is not finite: no file would hold it.
     pub fn new(state: &TrainState, normalisation: &Normalisation, dtype: Dtype) -> Result<Self> {
         let weight = &state.encoder_weight;
         let mut encoder_weight = Aligned::zeroed(weight.value.len(), "the folded encoder")?;
@@ -37,14 +37,26 @@ impl Folded {
         }
         let scale = f64::from(normalisation.scale);
         let bias = state.decoder_bias.row(0).iter().zip(&normalisation.mean);
-        let decoder_bias = bias.map(|(&b, &mean)| (scale * f64::from(b) + f64::from(mean)) as f32).collect();
+        let decoder_bias: Vec<f32> = bias.map(|(&b, &mean)| (scale * f64::from(b) + f64::from(mean)) as f32).collect();
+        let all: [(&str, &[f32]); 4] = [
+            ("encoder.weight", &encoder_weight),
+            ("encoder.bias", &encoder_bias),
+            ("decoder.weight", &state.decoder_weight.value),
+            ("decoder.bias", &decoder_bias),
+        ];
+        if let Some((name, _)) = all.iter().find(|(_, values)| values.iter().any(|v| !v.is_finite())) {
+            return Err(Error::new(
+                Status::Internal,
+                format!("training diverged: `{name}` has a value that is not finite; try a lower learning rate"),
+            ));
+        }
         Ok(Folded { encoder_weight, encoder_bias, decoder_bias, dtype })
     }
 
     /// The model in memory, equal to what [`Folded::write`] writes and [`Sae::open`] reads.
     ///
     /// # Errors
-    /// [`kronsae::Status::OutOfMemory`]; [`kronsae::Status::Format`] if training produced a value that is not finite.
+    /// [`kronsae::Status::OutOfMemory`]; [`kronsae::Status::Format`] if a decoder's value is too large for BF16.
     pub fn sae(&self, state: &TrainState, config: Config) -> Result<Sae> {
         let matrix = |from: &[f32], like: &Parameter, what| {
             Matrix::from_rows(from, [like.rows, like.cols], like.stride, self.dtype, what)

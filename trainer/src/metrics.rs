@@ -91,11 +91,14 @@ impl MetricsLog {
     /// [`kronsae::Status::Io`].
     pub fn open(path: &Path, events: &Path, done: u64, steps_in_all: u64) -> Result<Self> {
         let name = path.display().to_string();
-        let old = std::fs::read_to_string(path).unwrap_or_default();
+        let old = match std::fs::read(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            old => old.map_err(|e| Error::io("read", &name, &e))?,
+        };
         let (mut steps, mut evaluations) = (Vec::new(), Vec::new());
         let mut kept = String::new();
-        // A line may be torn where the process was killed; it parses as neither and is dropped.
-        for line in old.lines() {
+        // A line may be torn where the process was killed, or garbled by a crash; it parses as neither and is dropped.
+        for line in String::from_utf8_lossy(&old).lines() {
             if let Ok(record) = serde_json::from_str::<StepRecord>(line) {
                 if record.step > done {
                     continue;

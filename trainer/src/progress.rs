@@ -33,13 +33,18 @@ pub struct Progress {
 
 impl Progress {
     /// Shows a run of `total_steps` steps of `batch` tokens. With `json`, log entries go to stdout as JSON lines.
-    /// SIGINT and SIGTERM ask the run to stop.
+    /// SIGINT and SIGTERM ask the run to stop after its step, a second one ends it at once.
     #[must_use]
     pub fn new(total_steps: u64, batch: usize, json: bool) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
         // A second handler in one process (tests) is refused; the first one serves.
-        let _ = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed));
+        let _ = ctrlc::set_handler(move || {
+            // Asked again, it does not wait for an evaluation to end: all files are whole at any moment.
+            if flag.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+        });
         Progress {
             bar: ProgressBar::hidden(),
             total_steps,

@@ -279,3 +279,33 @@ fn a_checkpoint_whose_numbers_lie() {
         assert!(told.len() == 1 && told[0].contains("step-0000000002"), "{told:?}");
     }
 }
+
+/// What training spoilt is not written: the model file is valid or not there.
+#[test]
+fn weights_that_are_not_finite_are_not_written() {
+    use kronsae::sae::{Config, Encoder, Selection};
+    use kronsae_trainer::backend::TrainState;
+    use kronsae_trainer::data::Normalisation;
+    use kronsae_trainer::fold::Folded;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let encoder = Encoder::Kron { heads: 2, base: 2, extension: 2 };
+    let config = Config::new(encoder, D, Selection::TopK(2), 1.0).unwrap();
+    let spoil: [fn(&mut TrainState); 5] = [
+        |state| state.encoder_weight.value[3] = f32::NAN,
+        // Finite, but not when divided by the scale.
+        |state| state.encoder_weight.value[3] = f32::MAX,
+        |state| state.encoder_bias.value[1] = f32::INFINITY,
+        |state| state.decoder_weight.value[2] = f32::NAN,
+        |state| state.decoder_bias.value[2] = f32::NAN,
+    ];
+    for dtype in [kronsae::Dtype::F32, kronsae::Dtype::Bf16] {
+        for (at, spoil) in spoil.iter().enumerate() {
+            let mut state = TrainState::new(encoder, D, 1).unwrap();
+            spoil(&mut state);
+            let normalisation = Normalisation { mean: vec![0.5; D], scale: 0.25 };
+            let written = Folded::new(&state, &normalisation, dtype).and_then(|f| f.write(&state, &config, &path));
+            assert!(written.is_err() && !path.exists(), "case {at}: a spoilt model was written");
+        }
+    }
+}

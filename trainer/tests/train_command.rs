@@ -108,6 +108,21 @@ fn resuming_a_finished_run_changes_nothing() {
     assert_eq!(before[2].as_ref().unwrap(), after[2].as_ref().unwrap());
 }
 
+/// A line of the log that a crash garbled costs that line, not the log.
+#[test]
+fn a_garbled_line_costs_itself_alone() {
+    let (folder, data) = case();
+    let out = folder.path().join("out");
+    succeeds(&mut train(&data, &out));
+    let log = out.join("metrics.jsonl");
+    let whole = std::fs::read(&log).unwrap();
+    let mut garbled = b"\xff\xfe torn\n".to_vec();
+    garbled.extend(&whole);
+    std::fs::write(&log, garbled).unwrap();
+    succeeds(kronsae(&["train", "--resume", "--out"]).arg(&out));
+    assert!(std::fs::read(&log).unwrap() == whole);
+}
+
 #[test]
 fn settings_of_a_file_and_flags_that_win() {
     let (folder, data) = case();
