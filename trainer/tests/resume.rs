@@ -116,6 +116,23 @@ fn threads_do_not_matter() {
     assert!(models[1] == models[0] && models[2] == models[0]);
 }
 
+/// In f32, training is lane-wise sums and `dot/1` throughout: the instruction set does not matter either.
+#[test]
+fn instruction_sets_do_not_matter_in_f32() {
+    let folder = tempfile::tempdir().unwrap();
+    let shards = data(folder.path());
+    let models: Vec<_> = kronsae::Isa::available()
+        .map(|isa| {
+            let out = folder.path().join(isa.name());
+            let mut command = train(&shards, &out, "2", KRON);
+            command.args(["--precision", "f32"]).env("KRONSAE_ISA", isa.name());
+            assert!(command.status().unwrap().success());
+            model(&out)
+        })
+        .collect();
+    assert!(models.iter().all(|model| *model == models[0]));
+}
+
 #[test]
 fn resume_refuses_other_settings_and_other_data() {
     let folder = tempfile::tempdir().unwrap();
