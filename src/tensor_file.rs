@@ -308,7 +308,7 @@ impl Write for Counted<'_> {
 }
 
 /// Replaces the file at `path` by what `fill` writes, atomically: through a temporary file beside it, synced to disk
-/// before it takes the name. After a failure the temporary file is gone and the target is as it was.
+/// before it takes the name, with the permissions of the file it replaces. After a failure the temporary file is gone and the target is as it was.
 ///
 /// # Errors
 /// [`Status::Io`], or [`Status::InvalidArgument`] where `fill` itself returned `InvalidInput`.
@@ -325,6 +325,10 @@ pub fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>)
 
     let written = (|| {
         let file = File::create(&temporary.0)?;
+        if let Ok(old) = std::fs::metadata(path) {
+            // Who may read it is not ours to change. A file system that knows no permissions refuses; so be it.
+            let _ = file.set_permissions(old.permissions());
+        }
         let mut sink = BufWriter::with_capacity(1 << 20, file);
         fill(&mut sink)?;
         sink.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;

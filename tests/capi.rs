@@ -397,3 +397,19 @@ fn errors_carry_the_file_and_the_status() {
         kronsae_error_destroy(error);
     }
 }
+
+/// The header promises messages without a newline, whatever a path or a file says.
+#[test]
+fn messages_are_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = CString::new(format!("{}/no\nsuch\r\nfile", folder.path().display())).unwrap();
+    let (mut sae, mut error): (*mut kronsae_sae, *mut kronsae_error) = (null_mut(), null_mut());
+    // SAFETY: valid pointers throughout.
+    unsafe {
+        let status = kronsae_sae_open(path.as_ptr(), null(), &raw mut sae, &raw mut error);
+        assert_eq!(status, kronsae::capi::status::KRONSAE_STATUS_IO);
+        let message = CStr::from_ptr(kronsae_error_message(error)).to_str().unwrap().to_owned();
+        assert!(message.contains("such") && !message.contains(['\n', '\r']), "{message:?}");
+        kronsae_error_destroy(error);
+    }
+}

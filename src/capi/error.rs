@@ -31,6 +31,11 @@ pub(super) fn c_text(text: &str) -> CString {
     CString::new(text.replace('\0', "\u{FFFD}")).unwrap_or_default()
 }
 
+/// A message as C has it: one line, whatever the paths and files it quotes say.
+pub(super) fn c_line(text: &str) -> CString {
+    c_text(&text.replace(['\n', '\r'], " "))
+}
+
 /// Runs the body of an entry point: its error becomes a status and, where asked for, an owned object; its panic becomes
 /// [`Status::Internal`]. On success `*error` becomes null.
 ///
@@ -59,7 +64,7 @@ pub(super) unsafe fn boundary(
             let object = if error.is_null() {
                 std::ptr::null_mut()
             } else {
-                handle::create(ErrorBody { status, message: c_text(&format!("{function}: {failure}")) })
+                handle::create(ErrorBody { status, message: c_line(&format!("{function}: {failure}")) })
             };
             (status, object)
         }

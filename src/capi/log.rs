@@ -1,6 +1,6 @@
 //! One log callback for the library; silent until it is set.
 
-use super::error::{boundary, c_text, kronsae_error};
+use super::error::{boundary, c_line, kronsae_error};
 use super::status::kronsae_status;
 use crate::error::Error;
 use std::cell::Cell;
@@ -53,7 +53,7 @@ pub(super) fn log(level: kronsae_log_level, message: &str) {
     }
     let sink = SINK.read().unwrap_or_else(PoisonError::into_inner);
     if let Some(sink) = &*sink {
-        let text = c_text(message);
+        let text = c_line(message);
         INSIDE.set(true);
         // SAFETY: set by kronsae_set_log_callback, whose caller vouched for it until it is replaced, which waits for
         // the lock held here. It must not unwind; if it does, the process aborts at this very call.

@@ -148,3 +148,15 @@ fn tensors_of_half_bytes() {
     let error = tensor_file::write(&old.path(), &BTreeMap::new(), odd).unwrap_err();
     assert_eq!(error.status(), Status::InvalidArgument, "{error}");
 }
+
+/// Who may read a file does not change when it is written anew.
+#[test]
+fn permissions_survive() {
+    use std::os::unix::fs::PermissionsExt;
+    let old = Old::new();
+    for mode in [0o600, 0o640, 0o444] {
+        std::fs::set_permissions(old.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        tensor_file::replace(&old.path(), |sink| sink.write_all(b"new")).unwrap();
+        assert_eq!(std::fs::metadata(old.path()).unwrap().permissions().mode() & 0o777, mode);
+    }
+}

@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use kronsae_trainer::commands::{calibrate, demo, encode, eval, inspect, train};
 use kronsae_trainer::progress::tell;
+use kronsae_trainer::terminal::visible;
 use std::process::ExitCode;
 
 /// Train KronSAEs on recorded activations of a language model, and look into them
@@ -37,7 +38,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tell(&format!("error: {error}"));
+            // It may quote a file's own words, which must not reach the terminal as commands.
+            let lines: Vec<String> = error.to_string().split('\n').map(visible).collect();
+            tell(&format!("error: {}", lines.join("\n")));
             ExitCode::FAILURE
         }
     }

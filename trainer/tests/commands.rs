@@ -184,3 +184,25 @@ fn help_teaches() {
         assert!(text.contains("Example:") && text.contains(&format!("kronsae {command}")), "{text}");
     }
 }
+
+/// What a file says is shown, never obeyed: not by the terminal either.
+#[test]
+fn escape_sequences_of_a_file_do_not_reach_the_terminal() {
+    let case = case();
+    let bytes = std::fs::read(&case.model).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header = std::str::from_utf8(&bytes[8..8 + length]).unwrap();
+    let with = |from: &str, to: &str| {
+        let header = header.replacen(from, to, 1);
+        let path = case.folder.path().join("hostile.safetensors");
+        let parts = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &bytes[8 + length..]];
+        std::fs::write(&path, parts.concat()).unwrap();
+        path
+    };
+    let extra = r#"{"\u001b[2Jx\u0007\n":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"#;
+    let text = stdout(&kronsae(&[&"inspect", &with("{", extra)]));
+    assert!(text.contains("␛[2Jx␇⏎") && !text.contains('\x1b') && !text.contains('\x07'), "{text:?}");
+    let run = kronsae(&[&"inspect", &with("kronsae/1", r"\u001b[2J\u0007")]);
+    refused(&run, "format is `␛[2J␇`");
+    assert!(!run.stderr.contains(&0x1b));
+}

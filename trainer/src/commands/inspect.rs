@@ -217,7 +217,7 @@ impl Description {
             let _ = writeln!(
                 out,
                 "  {:<24} {:<5} {shape:<16} {:>14} bytes  {share:>8}",
-                t.name,
+                crate::terminal::visible(&t.name),
                 t.dtype,
                 grouped(t.bytes as u64)
             );
