@@ -9,7 +9,7 @@
 //! are formed and sorted. (Dense: the same, with the maxima of any disjoint parts of the latents.)
 
 use super::candidates::{
-    MOST_RANKED, SMALLEST, above, index_of, key, near_cut, rank_sort, scan, scan_capacity, value_of,
+    MOST_RANKED, SMALLEST, above, index_of, key, near_cut, rank_sort, reaching, scan, scan_capacity, value_of,
 };
 use super::maxima::{column_maxima, columns, finite, head_maxima, positive_max};
 use crate::error::Result;
@@ -121,6 +121,34 @@ impl Selector {
         match self.encoder {
             Encoder::Dense { .. } => self.select_dense(y),
             Encoder::Kron { heads, base, extension } => self.select_kron(y, heads, base, extension),
+        }
+    }
+
+    /// Lists the heads (dense: the latents) that can hold a selected latent, given a lower and an upper bound of each
+    /// pre-activation, all finite. `list` needs room for all of them, and what was selected last is lost.
+    pub(super) fn survivors(&mut self, low: &[f32], high: &[f32], list: &mut Vec<u32>) {
+        list.clear();
+        let cut = match &self.rule {
+            &Rule::TopK(k) => {
+                self.select(low);
+                // Products of lower bounds are lower bounds of the products, so that at least k reach the k-th of them.
+                if self.keys.len() == k { value_of(self.keys[k - 1]) } else { SMALLEST }
+            }
+            Rule::Threshold { floor, .. } => *floor,
+            Rule::PerLatent { floors, .. } => {
+                list.extend((0_u32..).zip(high.iter().zip(floors)).filter(|(_, (h, f))| h >= f).map(|(r, _)| r));
+                return;
+            }
+        };
+        match self.encoder {
+            Encoder::Dense { .. } => reaching(self.isa, high, cut, list),
+            Encoder::Kron { heads, base, extension } => {
+                if head_maxima(self.isa, high, base, extension, &mut self.maxima) {
+                    reaching(self.isa, &self.maxima, cut, list);
+                } else {
+                    list.extend(0..heads as u32);
+                }
+            }
         }
     }
 

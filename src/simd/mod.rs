@@ -4,6 +4,9 @@
 //! f32 ([`F32x16`]): one AVX-512 register, two AVX registers, or an array. All give the same bits.
 
 mod amx;
+pub(crate) mod int8;
+#[cfg(target_arch = "x86_64")]
+mod int8_x86;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;

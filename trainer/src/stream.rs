@@ -70,7 +70,7 @@ pub fn encode_rows(
     }
     let capacity = sae.config().selection.capacity();
     let tokens = chunk_tokens(d.max(capacity)).min(rows.len());
-    let mut encoder = Encoder::new(Arc::clone(sae), EncoderOptions { threads })?;
+    let mut encoder = Encoder::new(Arc::clone(sae), EncoderOptions { threads, ..EncoderOptions::default() })?;
     let mut latents = Latents::new(tokens, capacity)?;
     let mut x = vec![0_f32; tokens * d];
     let mut start = rows.start;
