@@ -9,7 +9,7 @@
 //! are formed and sorted. (Dense: the same, with the maxima of any disjoint parts of the latents.)
 
 use super::candidates::{
-    MOST_RANKED, SMALLEST, above, index_of, key, near_cut, rank_sort, reaching, scan, scan_capacity, value_of,
+    MOST_RANKED, SMALLEST, above, index_of, key, near_cut, rank_sort, scan, scan_capacity, value_of,
 };
 use super::maxima::{column_maxima, columns, finite, head_maxima, positive_max};
 use crate::error::Result;
@@ -33,11 +33,11 @@ pub enum RowOutcome {
 /// Selects latents from pre-activations. Holds its workspace; after construction it allocates nothing.
 #[derive(Debug)]
 pub struct Selector {
-    isa: Isa,
-    encoder: Encoder,
-    rule: Rule,
+    pub(super) isa: Isa,
+    pub(super) encoder: Encoder,
+    pub(super) rule: Rule,
     /// Largest product of each head, `[heads]`; dense: largest pre-activation of each of some disjoint parts.
-    maxima: Vec<f32>,
+    pub(super) maxima: Vec<f32>,
     /// Candidates as sort keys: see [`key`].
     keys: Vec<u64>,
     /// Where the last row was cut: a first guess for the next one's. It decides how fast, never what.
@@ -45,7 +45,7 @@ pub struct Selector {
 }
 
 #[derive(Debug)]
-enum Rule {
+pub(super) enum Rule {
     TopK(usize),
     /// Active iff the value (product, dense: y) is at least `floor`; at most `max_latents` are kept.
     Threshold {
@@ -121,34 +121,6 @@ impl Selector {
         match self.encoder {
             Encoder::Dense { .. } => self.select_dense(y),
             Encoder::Kron { heads, base, extension } => self.select_kron(y, heads, base, extension),
-        }
-    }
-
-    /// Lists the heads (dense: the latents) that can hold a selected latent, given a lower and an upper bound of each
-    /// pre-activation, all finite. `list` needs room for all of them, and what was selected last is lost.
-    pub(super) fn survivors(&mut self, low: &[f32], high: &[f32], list: &mut Vec<u32>) {
-        list.clear();
-        let cut = match &self.rule {
-            &Rule::TopK(k) => {
-                self.select(low);
-                // Products of lower bounds are lower bounds of the products, so that at least k reach the k-th of them.
-                if self.keys.len() == k { value_of(self.keys[k - 1]) } else { SMALLEST }
-            }
-            Rule::Threshold { floor, .. } => *floor,
-            Rule::PerLatent { floors, .. } => {
-                list.extend((0_u32..).zip(high.iter().zip(floors)).filter(|(_, (h, f))| h >= f).map(|(r, _)| r));
-                return;
-            }
-        };
-        match self.encoder {
-            Encoder::Dense { .. } => reaching(self.isa, high, cut, list),
-            Encoder::Kron { heads, base, extension } => {
-                if head_maxima(self.isa, high, base, extension, &mut self.maxima) {
-                    reaching(self.isa, &self.maxima, cut, list);
-                } else {
-                    list.extend(0..heads as u32);
-                }
-            }
         }
     }
 

@@ -8,17 +8,15 @@ use crate::encode::latents::SharedLatents;
 use crate::encode::{Counts, Selector};
 use crate::error::Result;
 use crate::memory::{Aligned, try_vec};
-use crate::sae::{Encoder as Shape, Sae, padded};
+use crate::sae::{Encoder as Shape, Sae, Selection, padded};
 use crate::simd::int8::{BLOCK_ROWS, Int8Kernel, Sums};
 use crate::simd::{self, Isa};
-use crate::threads::{Divided, Pool};
+use crate::threads::{Divided, Pool, Worker};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Tokens screened at a time: the bits of a mark.
+/// Tokens screened at a time.
 const TILE_TOKENS: usize = 16;
-/// Heads or rows that a thread takes at a time when survivors are computed: few, since survivors lie unevenly.
-const CHUNK: usize = 16;
 
 /// Workspace of the screened path.
 #[derive(Debug)]
@@ -29,12 +27,19 @@ pub(in crate::encode) struct Screener {
     tile_tokens: usize,
     /// Upper bounds, `[tile_tokens, rows]`. The lower ones are where the canonical values will be.
     high: Aligned<f32>,
-    /// For each head (dense: row) a bit for each token that needs it.
-    marks: Vec<AtomicU32>,
-    /// One for each thread: the survivors of one token.
-    survivors: Vec<Vec<u32>>,
+    /// For each token.
+    lists: Vec<Lists>,
     /// Rows computed by `dot/1` since the encoder was made.
     rescored: AtomicUsize,
+}
+
+/// What a token needs computed.
+#[derive(Debug)]
+struct Lists {
+    /// The latents most likely to be selected.
+    latents: Vec<u32>,
+    /// Rows to be computed by `dot/1` in the phase that is next.
+    rows: Vec<u32>,
 }
 
 /// The parts of an encoder that both paths work on.
@@ -57,22 +62,22 @@ impl Screener {
         let weight = sae.encoder().weight.as_ref();
         let copy = sae.derived(|| Int8Copy::new(weight, &sae.encoder().bias, isa, pool))?;
         let Some(of) = &*copy else { return Ok(None) };
-        let shape = sae.config().encoder;
-        let (units, tile_tokens) = (units(shape), TILE_TOKENS.min(most_tokens));
+        let tile_tokens = TILE_TOKENS.min(most_tokens);
         let what = "the workspace of screening";
         let tokens = Tokens::new(tile_tokens, of.stride())?;
         let high = Aligned::zeroed(tile_tokens * weight.rows, what)?;
-        let mut marks = Vec::new();
-        marks.try_reserve_exact(units).map_err(|_| crate::Error::out_of_memory(what, units * 4))?;
-        marks.resize_with(units, AtomicU32::default);
-        let mut survivors = Vec::new();
-        for _ in 0..pool.threads() {
-            let mut list = try_vec(units, 0_u32, what)?;
-            list.clear();
-            survivors.push(list);
+        let latents = match sae.config().selection {
+            Selection::TopK(k) => k,
+            Selection::Threshold { .. } => 0,
+        };
+        let mut lists = Vec::new();
+        for _ in 0..tile_tokens {
+            // At first the rows of all likely latents may be listed twice.
+            let most_rows = weight.rows.max(2 * latents);
+            lists.push(Lists { latents: room(latents, what)?, rows: room(most_rows, what)? });
         }
         let (kernel, rescored) = (Int8Kernel::best(isa), AtomicUsize::new(0));
-        Ok(Some(Screener { copy, kernel, tokens, tile_tokens, high, marks, survivors, rescored }))
+        Ok(Some(Screener { copy, kernel, tokens, tile_tokens, high, lists, rescored }))
     }
 
     /// Rows computed by `dot/1` so far, of all tokens.
@@ -98,28 +103,34 @@ impl Screener {
     ) -> Result<()> {
         let Some(copy) = &*self.copy else { unreachable!("a screener without a copy is not made") };
         let Parts { sae, isa, pool, selectors, x: tile_x, y: tile_y } = parts;
-        let shape = sae.config().encoder;
-        let kron = matches!(shape, Shape::Kron { .. });
+        let kron = matches!(sae.config().encoder, Shape::Kron { .. });
         let (weight, bias) = (sae.encoder().weight.as_ref(), &sae.encoder().bias);
         let (rows, x_stride, tile_tokens) = (weight.rows, padded(weight.cols), self.tile_tokens);
-        let (units, unit_rows) = (units(shape), rows / units(shape));
-        let (kernel, marks, rescored) = (self.kernel, &self.marks, &self.rescored);
+        let (kernel, rescored) = (self.kernel, &self.rescored);
         let tokens16 = self.tokens.shared();
         let (tile_x, tile_y) = (Divided::of(tile_x), Divided::of(tile_y));
-        let high = Divided::of(&mut self.high);
-        let (selectors, survivors) = (Divided::of(selectors), Divided::of(&mut self.survivors));
-        // A call that panicked may have left some.
-        marks.iter().for_each(|mark| mark.store(0, Ordering::Relaxed));
-        let next = AtomicUsize::new(0);
+        let (high, lists) = (Divided::of(&mut self.high), Divided::of(&mut self.lists));
+        let selectors = Divided::of(selectors);
+        // This thread's share of the rows that are listed, of each token.
+        let compute = |worker: &Worker<'_>, tokens: usize| {
+            let mut computed = 0;
+            for t in 0..tokens {
+                // SAFETY: between two barriers lists and x are only read, and each row of each token is in the share of
+                // one thread: no row is listed twice.
+                unsafe {
+                    let picks = &lists.read(t..t + 1)[0].rows;
+                    let picks = &picks[worker.share(picks.len(), 4)];
+                    let x = tile_x.read(t * x_stride..(t + 1) * x_stride);
+                    simd::picked_pre_activations(isa, weight, bias, x, picks, tile_y.pointer().add(t * rows));
+                    computed += picks.len();
+                }
+            }
+            rescored.fetch_add(computed, Ordering::Relaxed);
+        };
 
         pool.run(&|worker| {
-            // SAFETY: each thread takes the selector and the list of its own index.
-            let (selector, survivors) = unsafe {
-                (
-                    &mut selectors.slice(worker.index..worker.index + 1)[0],
-                    &mut survivors.slice(worker.index..worker.index + 1)[0],
-                )
-            };
+            // SAFETY: each thread takes the selector of its own index.
+            let selector = unsafe { &mut selectors.slice(worker.index..worker.index + 1)[0] };
             let mut start = 0;
             while start < x.rows() {
                 let tokens = tile_tokens.min(x.rows() - start);
@@ -130,9 +141,6 @@ impl Screener {
                         x.widen_row(start + t, to);
                         tokens16.prepare(isa, copy.bound(), t, &to[..weight.cols]);
                     }
-                }
-                if worker.index == 0 {
-                    next.store(0, Ordering::Relaxed);
                 }
                 worker.wait();
 
@@ -157,54 +165,43 @@ impl Screener {
                 worker.wait();
 
                 for t in worker.share(tokens, 1) {
-                    // SAFETY: a token's bounds are read, and its lower ones overwritten, by the thread whose share it is
-                    // in; the others write canonical values after the next barrier.
+                    // SAFETY: a token's bounds and lists are the business of the thread whose share it is in; the others
+                    // read the lists and write canonical values after the next barrier.
                     unsafe {
                         let y = tile_y.slice(t * rows..(t + 1) * rows);
+                        let Lists { latents, rows } = &mut lists.slice(t..t + 1)[0];
                         if tokens16.covered(t) {
-                            selector.survivors(y, high.read(t * rows..(t + 1) * rows), survivors);
-                            for &unit in survivors.iter() {
-                                marks[unit as usize].fetch_or(1 << t, Ordering::Relaxed);
-                            }
+                            selector.likely(y, latents, rows);
                         } else {
-                            marks.iter().for_each(|mark| _ = mark.fetch_or(1 << t, Ordering::Relaxed));
+                            latents.clear();
+                            rows.clear();
                         }
+                        // Not selected, whatever the rule.
                         y.fill(0.0);
                     }
                 }
                 worker.wait();
+                compute(&worker, tokens);
+                worker.wait();
 
-                let mut computed = 0;
-                loop {
-                    let first = next.fetch_add(CHUNK, Ordering::Relaxed);
-                    if first >= units {
-                        break;
-                    }
-                    for unit in first..units.min(first + CHUNK) {
-                        let mut of_tokens = marks[unit].swap(0, Ordering::Relaxed);
-                        while of_tokens != 0 {
-                            let t = of_tokens.trailing_zeros() as usize;
-                            of_tokens &= of_tokens - 1;
-                            // SAFETY: nobody writes x now; the rows of a unit, of all tokens, belong to the one thread
-                            // that took its chunk; they are read after the next barrier.
-                            unsafe {
-                                simd::pre_activations(
-                                    isa,
-                                    weight,
-                                    bias,
-                                    tile_x.read(t * x_stride..(t + 1) * x_stride),
-                                    x_stride,
-                                    1,
-                                    unit * unit_rows..(unit + 1) * unit_rows,
-                                    tile_y.pointer().add(t * rows),
-                                    rows,
-                                );
-                            }
-                            computed += unit_rows;
+                for t in worker.share(tokens, 1) {
+                    // SAFETY: as above.
+                    unsafe {
+                        let y = tile_y.slice(t * rows..(t + 1) * rows);
+                        let lists = &mut lists.slice(t..t + 1)[0];
+                        if tokens16.covered(t) {
+                            let cut = selector.cut(y, &lists.latents);
+                            selector.survivors(high.read(t * rows..(t + 1) * rows), cut, &mut lists.rows);
+                            // Those that were computed before; one that is 0 is computed again.
+                            lists.rows.retain(|&row| y[row as usize] == 0.0);
+                        } else {
+                            lists.rows.clear();
+                            lists.rows.extend(0..rows as u32);
                         }
                     }
                 }
-                rescored.fetch_add(computed, Ordering::Relaxed);
+                worker.wait();
+                compute(&worker, tokens);
                 worker.wait();
 
                 for t in worker.share(tokens, 1) {
@@ -229,10 +226,9 @@ impl Screener {
     }
 }
 
-/// What survives as one: heads, or rows of a dense encoder.
-fn units(shape: Shape) -> usize {
-    match shape {
-        Shape::Kron { heads, .. } => heads,
-        Shape::Dense { latents } => latents,
-    }
+/// An empty list with room for `most`.
+fn room(most: usize, what: &str) -> Result<Vec<u32>> {
+    let mut list = try_vec(most, 0, what)?;
+    list.clear();
+    Ok(list)
 }
