@@ -15,6 +15,8 @@ mod bound;
 mod copy;
 mod run;
 mod survivors;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 pub(super) use run::{Parts, Screener};

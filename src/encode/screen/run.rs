@@ -218,11 +218,13 @@ impl Screener {
         })
     }
 
-    /// All bounds times `factor`, which makes them wrong below 1.
+    /// Goes on with a copy of its own whose bounds are `factor` times what they should be: wrong below 1.
     #[cfg(test)]
-    pub(super) fn scale_bounds(&mut self, factor: f32) {
-        let copy = Arc::get_mut(&mut self.copy).expect("the only user of the copy");
-        copy.as_mut().expect("made with a copy").scale_bounds(factor);
+    pub(super) fn scale_bounds(&mut self, sae: &Sae, isa: Isa, pool: &mut Pool, factor: f32) {
+        let encoder = sae.encoder();
+        let mut copy = Int8Copy::new(encoder.weight.as_ref(), &encoder.bias, isa, pool).unwrap().unwrap();
+        copy.scale_bounds(factor);
+        self.copy = Arc::new(Some(copy));
     }
 }
 
