@@ -35,15 +35,19 @@ pub(crate) struct TokenGroup {
     pub(crate) error: f32,
 }
 
-/// Tokens in 16 bits, `stride` (whole groups) elements apart.
+/// Tokens in 16 bits, group by group: what one tile of weights meets lies together, at distances that are constants.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Int8Tokens<'a> {
-    pub(crate) high: &'a [i8],
-    pub(crate) low: &'a [i8],
+    /// `[groups, capacity, 2, 64]`: the high bytes of a group, then its low bytes.
+    pub(crate) planes: &'a [i8],
+    /// `[groups, capacity, 64]`
     pub(crate) whole: &'a [i16],
-    /// `[tokens, stride / 64]`
-    pub(crate) groups: &'a [TokenGroup],
-    pub(crate) stride: usize,
+    /// `[groups, capacity]`
+    pub(crate) of: &'a [TokenGroup],
+    pub(crate) groups: usize,
+    /// Tokens there is room for.
+    pub(crate) capacity: usize,
+    /// Tokens there are.
     pub(crate) count: usize,
 }
 
@@ -108,11 +112,10 @@ impl Int8Kernel {
     /// # Panics
     /// If a slice does not fit the shape that `tokens` has.
     pub(crate) fn block(self, block: Int8Block<'_>, tokens: Int8Tokens<'_>, out: &mut [Sums]) {
-        let (elements, groups) = (tokens.count * tokens.stride, tokens.stride / GROUP);
-        assert!(tokens.stride.is_multiple_of(GROUP), "tokens are not whole groups");
+        let (groups, parts) = (tokens.groups, tokens.groups * tokens.capacity);
         assert!(block.weights.len() == groups * TILE && block.scales.len() == groups * BLOCK_ROWS, "another width");
-        assert!(tokens.high.len() >= elements && tokens.low.len() >= elements, "tokens outside their planes");
-        assert!(tokens.whole.len() >= elements && tokens.groups.len() >= tokens.count * groups, "tokens are missing");
+        assert!(tokens.count <= tokens.capacity && tokens.of.len() >= parts, "tokens are missing");
+        assert!(tokens.planes.len() >= parts * 2 * GROUP && tokens.whole.len() >= parts * GROUP, "tokens outside");
         assert_eq!(out.len(), tokens.count, "as many results as tokens");
         match self {
             Int8Kernel::Portable(isa) => portable(isa, block, tokens, out),
@@ -126,12 +129,12 @@ impl Int8Kernel {
 
 crate::isa_fn! {
     fn portable(block: Int8Block<'_>, tokens: Int8Tokens<'_>, out: &mut [Sums]) {
-        let groups = tokens.stride / GROUP;
         for (token, out) in out.iter_mut().enumerate() {
             *out = Sums::ZERO;
-            for g in 0..groups {
-                let of = tokens.groups[token * groups + g];
-                let x = &tokens.whole[token * tokens.stride + g * GROUP..][..GROUP];
+            for g in 0..tokens.groups {
+                let part = g * tokens.capacity + token;
+                let of = tokens.of[part];
+                let x = &tokens.whole[part * GROUP..][..GROUP];
                 let mut sum = [of.start; BLOCK_ROWS];
                 let (steps, _) = block.weights[g * TILE..][..TILE].as_chunks::<{ 4 * BLOCK_ROWS }>();
                 for (step, x) in steps.iter().zip(x.as_chunks::<4>().0) {
@@ -166,12 +169,17 @@ mod tests {
                 let whole: Vec<i16> = (0..groups * GROUP * count)
                     .map(|i| match extreme {
                         // One sign a group, so that its sum is as large as any.
-                        true => (if i / GROUP % 2 == 0 { MOST } else { -MOST }) as i16,
+                        true => (if (i / GROUP).is_multiple_of(2) { MOST } else { -MOST }) as i16,
                         false => ((noise(i) % (2 * MOST as u64 + 1)) as i32 - MOST) as i16,
                     })
                     .collect();
-                let low: Vec<i8> = whole.iter().map(|&v| v as i8).collect();
-                let high: Vec<i8> = whole.iter().zip(&low).map(|(&v, &l)| ((v - i16::from(l)) >> 8) as i8).collect();
+                let planes: Vec<i8> = whole
+                    .chunks(GROUP)
+                    .flat_map(|x| {
+                        let high = x.iter().map(|&v| ((v - i16::from(v as i8)) >> 8) as i8);
+                        high.chain(x.iter().map(|&v| v as i8))
+                    })
+                    .collect();
                 let token_groups: Vec<TokenGroup> = whole
                     .chunks(GROUP)
                     .enumerate()
@@ -185,14 +193,8 @@ mod tests {
                 let weights: Vec<u8> =
                     (0..groups * TILE).map(|i| if extreme { 255 } else { (noise(i + 9) % 255 + 1) as u8 }).collect();
                 let scales: Vec<u16> = (0..groups * BLOCK_ROWS).map(|i| (noise(i + 3) % 0x7F00) as u16).collect();
-                let tokens = Int8Tokens {
-                    high: &high,
-                    low: &low,
-                    whole: &whole,
-                    groups: &token_groups,
-                    stride: groups * GROUP,
-                    count,
-                };
+                let tokens =
+                    Int8Tokens { planes: &planes, whole: &whole, of: &token_groups, groups, capacity: count, count };
                 let block = Int8Block { weights: &weights, scales: &scales };
                 let mut expected = vec![Sums::ZERO; count];
                 let portable = Isa::available().next().unwrap();
@@ -203,11 +205,11 @@ mod tests {
                         let sum: i64 = (0..GROUP)
                             .map(|c| {
                                 let w = i64::from(weights[g * TILE + c / 4 * 64 + 3 * 4 + c % 4]) - 128;
-                                w * i64::from(whole[g * GROUP + c])
+                                w * i64::from(whole[g * count * GROUP + c])
                             })
                             .sum();
                         let scale = f32::from_bits(u32::from(scales[g * BLOCK_ROWS + 3]) << 16);
-                        sum as f64 * f64::from(scale) * f64::from(token_groups[g].scale)
+                        sum as f64 * f64::from(scale) * f64::from(token_groups[g * count].scale)
                     })
                     .sum();
                 let found = f64::from(expected[0].product[3]);

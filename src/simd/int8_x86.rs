@@ -20,7 +20,7 @@ macro_rules! by_tokens {
     ($f:ident, $block:expr, $tokens:expr, $out:expr; $($t:literal),*) => {{
         let mut token = 0;
         $(
-            while token + $t <= $tokens.count {
+            while $tokens.count - token >= $t {
                 $f::<$t>($block, $tokens, token, &mut $out[token..token + $t]);
                 token += $t;
             }
@@ -58,35 +58,42 @@ impl VnniProof {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 unsafe fn vnni<const T: usize>(block: Int8Block<'_>, tokens: Int8Tokens<'_>, token: usize, out: &mut [Sums]) {
     const { assert!(T <= 8) }
-    let (stride, groups) = (tokens.stride, tokens.stride / GROUP);
-    // SAFETY: tiles, scales, planes and groups are read at group g < groups of tokens below the count, all of them inside
-    // their slices by the caller's promise; prefetching faults nowhere; Sums is 64-byte aligned.
+    let groups = tokens.groups;
+    // SAFETY: tiles, scales and parts of tokens are read at group g < groups of tokens below the count, all of them inside
+    // their slices by the caller's promise; prefetching faults nowhere.
     unsafe {
-        let (high, low) = (tokens.high.as_ptr().add(token * stride), tokens.low.as_ptr().add(token * stride));
-        let of = tokens.groups.as_ptr().add(token * groups);
+        let planes = tokens.planes.as_ptr().add(token * 2 * GROUP);
+        let of = tokens.of.as_ptr().add(token);
         let mut product = [_mm512_setzero_ps(); T];
         for g in 0..groups {
             let tile = block.weights.as_ptr().add(g * TILE);
             let scale = widen(block.scales.as_ptr().add(g * BLOCK_ROWS));
+            let planes = planes.add(g * tokens.capacity * 2 * GROUP);
+            let of = of.add(g * tokens.capacity);
             // Two or four chains a plane where there are few tokens: one product waits five cycles for the one before.
             let mut highs = [[_mm512_setzero_si512(); 4]; T];
             let mut lows = [[_mm512_setzero_si512(); 4]; T];
             for t in 0..T {
-                lows[t][0] = _mm512_set1_epi32((*of.add(t * groups + g)).start);
+                lows[t][0] = _mm512_set1_epi32((*of.add(t)).start);
             }
-            for step in 0..GROUP / 4 {
-                let weights = _mm512_loadu_si512(tile.add(step * 64).cast());
-                _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(step * 64 + AHEAD).cast());
-                let chain = match T {
-                    1 => step % 4,
-                    2 => step % 2,
-                    _ => 0,
-                };
-                for t in 0..T {
-                    let at = t * stride + g * GROUP + step * 4;
-                    let x = |plane: *const i8| _mm512_set1_epi32(plane.add(at).cast::<i32>().read_unaligned());
-                    highs[t][chain] = _mm512_dpbusd_epi32(highs[t][chain], weights, x(high));
-                    lows[t][chain] = _mm512_dpbusd_epi32(lows[t][chain], weights, x(low));
+            let chains = match T {
+                1 => 4,
+                2 => 2,
+                _ => 1,
+            };
+            for steps in 0..GROUP / 4 / chains {
+                // The inner loop is unrolled, so that every chain is a register.
+                for chain in 0..chains {
+                    let step = steps * chains + chain;
+                    let weights = _mm512_loadu_si512(tile.add(step * 64).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(step * 64 + AHEAD).cast());
+                    for t in 0..T {
+                        let x = |at: usize| {
+                            _mm512_set1_epi32(planes.add(t * 2 * GROUP + at).cast::<i32>().read_unaligned())
+                        };
+                        highs[t][chain] = _mm512_dpbusd_epi32(highs[t][chain], weights, x(step * 4));
+                        lows[t][chain] = _mm512_dpbusd_epi32(lows[t][chain], weights, x(GROUP + step * 4));
+                    }
                 }
             }
             for t in 0..T {
@@ -96,7 +103,7 @@ unsafe fn vnni<const T: usize>(block: Int8Block<'_>, tokens: Int8Tokens<'_>, tok
                     _ => a,
                 };
                 let whole = _mm512_add_epi32(_mm512_slli_epi32::<8>(sum(highs[t])), sum(lows[t]));
-                let by = _mm512_mul_ps(scale, _mm512_set1_ps((*of.add(t * groups + g)).scale));
+                let by = _mm512_mul_ps(scale, _mm512_set1_ps((*of.add(t)).scale));
                 product[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), by, product[t]);
             }
         }
@@ -105,7 +112,7 @@ unsafe fn vnni<const T: usize>(block: Int8Block<'_>, tokens: Int8Tokens<'_>, tok
         for g in 0..groups {
             let scale = widen(block.scales.as_ptr().add(g * BLOCK_ROWS));
             for t in 0..T {
-                let of = &*of.add(t * groups + g);
+                let of = &*of.add(g * tokens.capacity + t);
                 norm[t] = _mm512_fmadd_ps(scale, _mm512_set1_ps(of.norm), norm[t]);
                 error[t] = _mm512_fmadd_ps(scale, _mm512_set1_ps(of.error), error[t]);
             }
@@ -135,11 +142,11 @@ unsafe fn widen(from: *const u16) -> __m512 {
 /// AVX2 and FMA are there; tokens `token..token + T` exist, and the block has their groups.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2<const T: usize>(block: Int8Block<'_>, tokens: Int8Tokens<'_>, token: usize, out: &mut [Sums]) {
-    let (stride, groups) = (tokens.stride, tokens.stride / GROUP);
+    let groups = tokens.groups;
     // SAFETY: as in `vnni`.
     unsafe {
-        let whole = tokens.whole.as_ptr().add(token * stride);
-        let of = tokens.groups.as_ptr().add(token * groups);
+        let whole = tokens.whole.as_ptr().add(token * GROUP);
+        let of = tokens.of.as_ptr().add(token);
         let scales = |g: usize, half: usize| {
             let halves = _mm_loadu_si128(block.scales.as_ptr().add(g * BLOCK_ROWS + 8 * half).cast());
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
@@ -153,7 +160,7 @@ unsafe fn avx2<const T: usize>(block: Int8Block<'_>, tokens: Int8Tokens<'_>, tok
                 _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(step * 64 + AHEAD).cast());
                 let mut x = [_mm256_setzero_si256(); T];
                 for t in 0..T {
-                    let at = whole.add(t * stride + g * GROUP + step * 4);
+                    let at = whole.add((g * tokens.capacity + t) * GROUP + step * 4);
                     x[t] = _mm256_set1_epi64x(at.cast::<i64>().read_unaligned());
                 }
                 for q in 0..4 {
@@ -164,7 +171,7 @@ unsafe fn avx2<const T: usize>(block: Int8Block<'_>, tokens: Int8Tokens<'_>, tok
                 }
             }
             for t in 0..T {
-                let of = &*of.add(t * groups + g);
+                let of = &*of.add(g * tokens.capacity + t);
                 for half in 0..2 {
                     // [r0 r1 r4 r5 | r2 r3 r6 r7], put in order
                     let pairs = _mm256_hadd_epi32(sums[t][2 * half], sums[t][2 * half + 1]);
@@ -179,7 +186,7 @@ unsafe fn avx2<const T: usize>(block: Int8Block<'_>, tokens: Int8Tokens<'_>, tok
             for half in 0..2 {
                 let (mut norm, mut error) = (_mm256_setzero_ps(), _mm256_setzero_ps());
                 for g in 0..groups {
-                    let of = &*of.add(t * groups + g);
+                    let of = &*of.add(g * tokens.capacity + t);
                     norm = _mm256_fmadd_ps(scales(g, half), _mm256_set1_ps(of.norm), norm);
                     error = _mm256_fmadd_ps(scales(g, half), _mm256_set1_ps(of.error), error);
                 }

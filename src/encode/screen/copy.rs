@@ -179,9 +179,9 @@ impl Int8Copy {
         Ok(Some(Int8Copy { groups, weights, scales, coefficients, bound: Bound::new(from.cols, row_norm, most_bias) }))
     }
 
-    /// Columns of a row, rounded up to whole groups.
-    pub(super) fn stride(&self) -> usize {
-        self.groups * GROUP
+    /// Groups of a row.
+    pub(super) fn groups(&self) -> usize {
+        self.groups
     }
 
     pub(super) fn bound(&self) -> &Bound {

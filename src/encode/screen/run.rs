@@ -64,7 +64,7 @@ impl Screener {
         let Some(of) = &*copy else { return Ok(None) };
         let tile_tokens = TILE_TOKENS.min(most_tokens);
         let what = "the workspace of screening";
-        let tokens = Tokens::new(tile_tokens, of.stride())?;
+        let tokens = Tokens::new(tile_tokens, of.groups())?;
         let high = Aligned::zeroed(tile_tokens * weight.rows, what)?;
         let latents = match sae.config().selection {
             Selection::TopK(k) => k,

@@ -72,7 +72,7 @@ fn kinds() -> impl Strategy<Value = Kind> {
 
 /// Bounds of all rows for one token, `[rows]` each, or None if they do not hold for it.
 fn bounds(copy: &Int8Copy, kernel: Int8Kernel, isa: Isa, rows: usize, x: &[f32]) -> Option<(Vec<f32>, Vec<f32>)> {
-    let mut tokens = Tokens::new(1, copy.stride()).unwrap();
+    let mut tokens = Tokens::new(1, copy.groups()).unwrap();
     let shared = tokens.shared();
     // SAFETY: there is one thread.
     let in16 = unsafe {

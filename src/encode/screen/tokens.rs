@@ -12,22 +12,22 @@ use crate::threads::Divided;
 /// Workspace for a tile of tokens.
 #[derive(Debug)]
 pub(super) struct Tokens {
-    stride: usize,
-    high: Aligned<i8>,
-    low: Aligned<i8>,
+    groups: usize,
+    capacity: usize,
+    planes: Aligned<i8>,
     whole: Aligned<i16>,
-    groups: Vec<TokenGroup>,
+    of: Vec<TokenGroup>,
     /// Whether the bounds hold for the token. All its rows are computed by `dot/1` otherwise.
     covered: Vec<bool>,
 }
 
 /// The workspace as threads share it, each preparing its own tokens.
 pub(super) struct SharedTokens<'a> {
-    stride: usize,
-    high: Divided<'a, i8>,
-    low: Divided<'a, i8>,
+    groups: usize,
+    capacity: usize,
+    planes: Divided<'a, i8>,
     whole: Divided<'a, i16>,
-    groups: Divided<'a, TokenGroup>,
+    of: Divided<'a, TokenGroup>,
     covered: Divided<'a, bool>,
 }
 
@@ -42,9 +42,8 @@ isa_fn! {
     /// Rounds one group; `x` may be shorter than it.
     fn round_group(
         x: &[f32],
-        high: &mut [i8; GROUP],
-        low: &mut [i8; GROUP],
-        whole: &mut [i16; GROUP],
+        planes: &mut [i8],
+        whole: &mut [i16],
         of: &mut TokenGroup,
         total: &mut Total,
     ) {
@@ -53,7 +52,7 @@ isa_fn! {
         group[..x.len()].copy_from_slice(x);
         let most = group.iter().fold(0.0_f32, |most, v| if v.abs() > most { v.abs() } else { most });
         let mut scale = most / MOST as f32;
-        if !(scale >= LEAST_SCALE && scale < f32::INFINITY) {
+        if !(LEAST_SCALE..f32::INFINITY).contains(&scale) {
             scale = 0.0;
         }
         let (step, inverse) = (f64::from(scale), if scale > 0.0 { 1.0 / f64::from(scale) } else { 0.0 });
@@ -69,6 +68,7 @@ isa_fn! {
             }
         }
         let mut sum = 0_i32;
+        let (high, low) = planes.split_at_mut(GROUP);
         for c in 0..GROUP {
             low[c] = whole[c] as i8;
             high[c] = (whole[c].wrapping_sub(i16::from(low[c])) >> 8) as i8;
@@ -81,29 +81,29 @@ isa_fn! {
 }
 
 impl Tokens {
-    /// Room for `capacity` tokens of `stride` elements, whole groups.
+    /// Room for `capacity` tokens of `groups` groups.
     ///
     /// # Errors
     /// [`crate::Status::OutOfMemory`].
-    pub(super) fn new(capacity: usize, stride: usize) -> Result<Self> {
-        let what = "the encoder's tokens in 16 bits";
+    pub(super) fn new(capacity: usize, groups: usize) -> Result<Self> {
+        let (what, parts) = ("the encoder's tokens in 16 bits", capacity.saturating_mul(groups));
         Ok(Tokens {
-            stride,
-            high: Aligned::zeroed(capacity * stride, what)?,
-            low: Aligned::zeroed(capacity * stride, what)?,
-            whole: Aligned::zeroed(capacity * stride, what)?,
-            groups: try_vec(capacity * stride / GROUP, TokenGroup::default(), what)?,
+            groups,
+            capacity,
+            planes: Aligned::zeroed(parts.saturating_mul(2 * GROUP), what)?,
+            whole: Aligned::zeroed(parts.saturating_mul(GROUP), what)?,
+            of: try_vec(parts, TokenGroup::default(), what)?,
             covered: try_vec(capacity, false, what)?,
         })
     }
 
     pub(super) fn shared(&mut self) -> SharedTokens<'_> {
         SharedTokens {
-            stride: self.stride,
-            high: Divided::of(&mut self.high),
-            low: Divided::of(&mut self.low),
+            groups: self.groups,
+            capacity: self.capacity,
+            planes: Divided::of(&mut self.planes),
             whole: Divided::of(&mut self.whole),
-            groups: Divided::of(&mut self.groups),
+            of: Divided::of(&mut self.of),
             covered: Divided::of(&mut self.covered),
         }
     }
@@ -115,23 +115,18 @@ impl SharedTokens<'_> {
     /// # Safety
     /// Nobody else may access token `t` meanwhile.
     pub(super) unsafe fn prepare(&self, isa: Isa, bound: &Bound, t: usize, x: &[f32]) {
-        let (range, groups) = (t * self.stride..(t + 1) * self.stride, self.stride / GROUP);
-        // SAFETY: the caller's promise: the parts of token t.
-        let (high, low, whole, of, covered) = unsafe {
-            (
-                self.high.slice(range.clone()),
-                self.low.slice(range.clone()),
-                self.whole.slice(range),
-                self.groups.slice(t * groups..(t + 1) * groups),
-                &mut self.covered.slice(t..t + 1)[0],
-            )
-        };
         let mut total = Total::default();
-        let planes = high.as_chunks_mut().0.iter_mut().zip(low.as_chunks_mut().0).zip(whole.as_chunks_mut().0);
-        for ((x, of), ((high, low), whole)) in x.chunks(GROUP).zip(of).zip(planes) {
-            round_group(isa, x, high, low, whole, of, &mut total);
+        for (g, x) in x.chunks(GROUP).enumerate() {
+            let part = g * self.capacity + t;
+            // SAFETY: the caller's promise: parts of token t.
+            unsafe {
+                let planes = self.planes.slice(part * 2 * GROUP..(part + 1) * 2 * GROUP);
+                let whole = self.whole.slice(part * GROUP..(part + 1) * GROUP);
+                round_group(isa, x, planes, whole, &mut self.of.slice(part..part + 1)[0], &mut total);
+            }
         }
-        *covered = bound.covers(total.0.sqrt() * super::copy::SLACK);
+        // SAFETY: the caller's promise.
+        unsafe { self.covered.slice(t..t + 1)[0] = bound.covers(total.0.sqrt() * super::copy::SLACK) };
     }
 
     /// Whether the bounds hold for token `t`.
@@ -146,17 +141,18 @@ impl SharedTokens<'_> {
     /// The first `count` tokens, to read.
     ///
     /// # Safety
-    /// Nobody may write them while the result lives.
+    /// Nobody may write any token while the result lives.
     pub(super) unsafe fn read(&self, count: usize) -> Int8Tokens<'_> {
-        let elements = 0..count * self.stride;
-        // SAFETY: the caller's promise.
+        assert!(count <= self.capacity, "more tokens than there is room for");
+        let parts = self.groups * self.capacity;
+        // SAFETY: the caller's promise; of the other tokens nothing is read through the result.
         unsafe {
             Int8Tokens {
-                high: self.high.read(elements.clone()),
-                low: self.low.read(elements.clone()),
-                whole: self.whole.read(elements),
-                groups: self.groups.read(0..count * (self.stride / GROUP)),
-                stride: self.stride,
+                planes: self.planes.read(0..parts * 2 * GROUP),
+                whole: self.whole.read(0..parts * GROUP),
+                of: self.of.read(0..parts),
+                groups: self.groups,
+                capacity: self.capacity,
                 count,
             }
         }
