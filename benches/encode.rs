@@ -126,7 +126,8 @@ fn encode(c: &mut Criterion) {
                 if name == "dense-bf16" && batch == 1024 {
                     continue; // the same per token as 64, in ten times the time
                 }
-                let mut encoder = Encoder::new(Arc::clone(&sae), EncoderOptions { threads }).unwrap();
+                let mut encoder =
+                    Encoder::new(Arc::clone(&sae), EncoderOptions { threads, ..EncoderOptions::default() }).unwrap();
                 let mut latents = Latents::new(batch, K).unwrap();
                 let mut batches = x.chunks_exact(batch * D).cycle();
                 group.throughput(Throughput::Elements(batch as u64));

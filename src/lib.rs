@@ -8,7 +8,7 @@
 //! use std::sync::Arc;
 //!
 //! let sae = Arc::new(Sae::open("model.safetensors")?);
-//! let mut encoder = Encoder::new(Arc::clone(&sae), EncoderOptions { threads: 2 })?;
+//! let mut encoder = Encoder::new(Arc::clone(&sae), EncoderOptions { threads: 2, ..Default::default() })?;
 //!
 //! let residual = vec![0.1_f32; 8 * sae.config().d_model]; // 8 tokens, [rows, d_model]
 //! let x = Activations::from_f32(&residual, sae.config().d_model)?;
@@ -48,8 +48,8 @@ pub use activations::Activations;
 pub use decode::{LatentsRef, SteerTerm};
 pub use dtype::Dtype;
 pub use encode::{
-    EncodeSummary, Encoder, EncoderOptions, Latents, LatentsMut, ROW_NOT_FINITE, ROW_TRUNCATED, RowOutcome, Selector,
-    pre_activations,
+    EncodePath, EncodeSummary, Encoder, EncoderOptions, Latents, LatentsMut, ROW_NOT_FINITE, ROW_TRUNCATED, RowOutcome,
+    Screening, Selector, pre_activations,
 };
 pub use error::{Error, Result, Status};
 pub use float_env::FloatEnv;

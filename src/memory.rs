@@ -20,6 +20,10 @@ unsafe impl Plain for u16 {}
 unsafe impl Plain for u32 {}
 // SAFETY: as above.
 unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for i8 {}
+// SAFETY: as above.
+unsafe impl Plain for i16 {}
 
 /// A fixed-size, zero-initialised array aligned to [`ALIGNMENT`] bytes.
 pub struct Aligned<T: Plain> {

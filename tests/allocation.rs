@@ -94,8 +94,9 @@ fn encoding_allocates_nothing_and_never_a_row_of_latents_for_each_token() {
             for rows in [1, 64] {
                 let inputs = batches(rows, &mut rng);
                 let mut latents = Latents::new(rows, selection.capacity()).unwrap();
-                let (_, workspace, mut encoder) =
-                    measure(|| Encoder::new(Arc::clone(&sae), EncoderOptions { threads }).unwrap());
+                let (_, workspace, mut encoder) = measure(|| {
+                    Encoder::new(Arc::clone(&sae), EncoderOptions { threads, ..EncoderOptions::default() }).unwrap()
+                });
                 let what = format!("{shape:?} {selection:?}, {threads} threads, {rows} rows");
 
                 let mut encode = |x: &[f32]| {

@@ -31,7 +31,9 @@ fn assert_matches_naive(sae: Sae, x: &[f32]) {
     let sae = Arc::new(sae);
     for isa in Isa::available() {
         for threads in [1, 3] {
-            let mut encoder = Encoder::with_isa(Arc::clone(&sae), EncoderOptions { threads }, isa).unwrap();
+            let mut encoder =
+                Encoder::with_isa(Arc::clone(&sae), EncoderOptions { threads, ..EncoderOptions::default() }, isa)
+                    .unwrap();
             for chunk in [1, 5, expected.len()] {
                 for (c, part) in x.chunks(chunk * d).enumerate() {
                     let latents = encode(&mut encoder, part, part.len() / d);
@@ -229,7 +231,8 @@ fn a_host_that_flushes_denormals_changes_nothing() {
         &mut rng,
     ));
     let x: Vec<f32> = rng.vec(d * 9).iter().map(|v| v * 1e-38).collect();
-    let mut encoder = Encoder::new(Arc::clone(&sae), EncoderOptions { threads: 2 }).unwrap();
+    let mut encoder =
+        Encoder::new(Arc::clone(&sae), EncoderOptions { threads: 2, ..EncoderOptions::default() }).unwrap();
     let usual = encode(&mut encoder, &x, 9);
     assert!(usual.counts.iter().any(|&c| c > 0), "the inputs must make denormal products that count");
     let set = |value: u32| {
@@ -237,7 +240,7 @@ fn a_host_that_flushes_denormals_changes_nothing() {
         unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const value) }
     };
     set(0x1F80 | 0x8040);
-    let mut again = Encoder::new(Arc::clone(&sae), EncoderOptions { threads: 2 }).unwrap();
+    let mut again = Encoder::new(Arc::clone(&sae), EncoderOptions { threads: 2, ..EncoderOptions::default() }).unwrap();
     let flushed = encode(&mut again, &x, 9);
     let mut kept = 0_u32;
     // SAFETY: stmxcsr writes four bytes.
@@ -292,6 +295,6 @@ fn wrong_arguments_are_errors() {
     let mut latents = Latents::new(4, 5).unwrap();
     assert!(encoder.encode(narrow, &mut latents.as_mut()).unwrap_err().message().contains("d_model 4"));
     for threads in [0, 5000] {
-        assert!(Encoder::new(Arc::clone(&sae), EncoderOptions { threads }).is_err());
+        assert!(Encoder::new(Arc::clone(&sae), EncoderOptions { threads, ..EncoderOptions::default() }).is_err());
     }
 }

@@ -374,7 +374,9 @@ fn activations_to_latents_to_reconstruction() {
         for (isa, threads, batch) in
             Isa::available().flat_map(|isa| [1, 3].map(|t| (isa, t))).flat_map(|(i, t)| [1, 4, rows].map(|b| (i, t, b)))
         {
-            let mut encoder = Encoder::with_isa(Arc::clone(&sae), EncoderOptions { threads }, isa).unwrap();
+            let mut encoder =
+                Encoder::with_isa(Arc::clone(&sae), EncoderOptions { threads, ..EncoderOptions::default() }, isa)
+                    .unwrap();
             for start in (0..rows).step_by(batch) {
                 let count = batch.min(rows - start);
                 let view = Activations::from_bytes(&x[start * stride..], dtype, count, d, stride).unwrap();

@@ -122,7 +122,7 @@ pub unsafe extern "C" fn kronsae_encoder_create(
             out.write(std::ptr::null_mut());
             let model = Arc::clone(&handle::borrow(sae)?.model);
             let options = structs::read_options(options)?;
-            let options = EncoderOptions { threads: options.threads.max(1) as usize };
+            let options = EncoderOptions { threads: options.threads.max(1) as usize, ..EncoderOptions::default() };
             let encoder = UnsafeCell::new(Encoder::new(Arc::clone(&model.sae), options)?);
             let state = AtomicU32::new(IDLE);
             out.write(handle::create(EncoderBody { state, process: std::process::id(), model, encoder }));

@@ -122,6 +122,24 @@ isa_fn! {
     }
 }
 
+isa_fn! {
+    /// Collects the indices of all values that reach `floor` (positive).
+    pub(super) fn reaching(values: &[f32], floor: f32, indices: &mut Vec<u32>) {
+        let below = floor.next_down();
+        for (c, chunk) in values.chunks(CHUNK).enumerate() {
+            let mut hits = match <&[f32; CHUNK]>::try_from(chunk) {
+                // Of fixed length, for the vectoriser.
+                Ok(chunk) => hits(chunk, below),
+                Err(_) => hits(chunk, below),
+            };
+            while hits != 0 {
+                indices.push((c * CHUNK) as u32 + hits.trailing_zeros());
+                hits &= hits - 1;
+            }
+        }
+    }
+}
+
 /// One bit for each value above `floor`.
 #[inline(always)]
 fn hits(chunk: &[f32], floor: f32) -> u32 {

@@ -1,11 +1,15 @@
-//! Activations to sparse latents: pre-activations by `dot/1`, then exact selection.
+//! Activations to sparse latents: pre-activations by `dot/1`, of all rows or of those that screening leaves, then exact
+//! selection.
 
 mod candidates;
 mod latents;
 mod maxima;
+mod path;
+mod screen;
 mod select;
 
 pub use latents::{Latents, LatentsMut, ROW_NOT_FINITE, ROW_TRUNCATED};
+pub use path::EncodePath;
 pub use select::{RowOutcome, Selector};
 
 use crate::activations::Activations;
@@ -15,6 +19,8 @@ use crate::memory::Aligned;
 use crate::sae::{MatrixRef, Sae, Selection, padded};
 use crate::simd::{self, Isa};
 use crate::threads::{Divided, Pool};
+use latents::SharedLatents;
+use screen::{Parts, Screener};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,12 +35,14 @@ const BLOCK_ROWS: usize = 16;
 pub struct EncoderOptions {
     /// Threads of a call, the caller's included. Never more are used, and few rows may use fewer.
     pub threads: usize,
+    /// How results are found. They do not depend on it.
+    pub path: EncodePath,
 }
 
 impl Default for EncoderOptions {
-    /// One thread: the caller's.
+    /// One thread: the caller's; whichever path is faster.
     fn default() -> Self {
-        EncoderOptions { threads: 1 }
+        EncoderOptions { threads: 1, path: EncodePath::Auto }
     }
 }
 
@@ -45,6 +53,17 @@ pub struct EncodeSummary {
     pub skipped_rows: usize,
     /// Rows that had more active latents than could be kept.
     pub truncated_rows: usize,
+}
+
+/// What the screened path of an [`Encoder`] reads and recomputes, for reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Screening {
+    /// Batches of at most so many rows are screened.
+    pub most_rows: usize,
+    /// Bytes of the int8 copy, with its scales and bounds, that each pass over it reads.
+    pub copy_bytes: usize,
+    /// Encoder rows that screening left to be computed exactly, of all tokens since the encoder was made.
+    pub recomputed_rows: usize,
 }
 
 /// Turns activations into sparse latents. Holds its workspace and its threads: one per thread of the host.
@@ -63,6 +82,24 @@ pub struct Encoder {
     /// Their pre-activations, `[TILE_TOKENS, rows]`.
     y: Aligned<f32>,
     tile_tokens: usize,
+    screener: Option<Screener>,
+    /// Batches of at most so many rows are screened.
+    most_screened: usize,
+}
+
+/// What the threads of a call count together.
+#[derive(Debug, Default)]
+struct Counts {
+    skipped: AtomicUsize,
+    truncated: AtomicUsize,
+}
+
+impl Counts {
+    /// Counts a row by its flags.
+    fn add(&self, flags: u8) {
+        self.skipped.fetch_add(usize::from(flags & ROW_NOT_FINITE != 0), Ordering::Relaxed);
+        self.truncated.fetch_add(usize::from(flags & ROW_TRUNCATED != 0), Ordering::Relaxed);
+    }
 }
 
 impl Encoder {
@@ -70,7 +107,8 @@ impl Encoder {
     ///
     /// # Errors
     /// [`crate::Status::InvalidArgument`] for a thread count of 0 or above 1,024, [`crate::Status::OutOfMemory`],
-    /// [`crate::Status::Unsupported`] if `KRONSAE_ISA` forces an instruction set this CPU lacks.
+    /// [`crate::Status::Unsupported`] if `KRONSAE_ISA` forces an instruction set this CPU lacks or `KRONSAE_ENCODE` names
+    /// no path.
     pub fn new(sae: Arc<Sae>, options: EncoderOptions) -> Result<Self> {
         Self::with_isa(sae, options, Isa::detect()?)
     }
@@ -81,7 +119,8 @@ impl Encoder {
     /// As [`Encoder::new`].
     pub fn with_isa(sae: Arc<Sae>, options: EncoderOptions, isa: Isa) -> Result<Self> {
         let _env = FloatEnv::enter();
-        let pool = Pool::new(options.threads, "encode")?;
+        let path = options.path.resolve()?;
+        let mut pool = Pool::new(options.threads, "encode")?;
         let config = sae.config();
         let rows = config.encoder.rows();
         let mut selectors = Vec::new();
@@ -93,7 +132,12 @@ impl Encoder {
         let tile_tokens = ((4 << 20) / rows).clamp(6, TILE_TOKENS);
         let x = Aligned::zeroed(tile_tokens * padded(config.d_model), "the encoder's tokens")?;
         let y = Aligned::zeroed(tile_tokens * rows, "the encoder's pre-activations")?;
-        Ok(Encoder { isa, pool, selectors, x, y, tile_tokens, sae })
+        let most_screened = path.most_screened(&sae, isa);
+        let screener = match most_screened {
+            0 => None,
+            _ => Screener::new(&sae, isa, &mut pool, tile_tokens)?,
+        };
+        Ok(Encoder { isa, pool, selectors, x, y, tile_tokens, screener, most_screened, sae })
     }
 
     /// The model.
@@ -106,6 +150,16 @@ impl Encoder {
     #[must_use]
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// What the screened path reads and recomputes; None where this encoder never takes it.
+    #[must_use]
+    pub fn screening(&self) -> Option<Screening> {
+        self.screener.as_ref().map(|screener| Screening {
+            most_rows: self.most_screened,
+            copy_bytes: screener.copy_bytes(),
+            recomputed_rows: screener.rescored(),
+        })
     }
 
     /// Whether this process is a fork of the one that made the encoder; calls return [`crate::Status::Forked`] then.
@@ -128,16 +182,29 @@ impl Encoder {
         {
             return Err(Error::invalid(format!("latents: capacity {} is below K = {k}", out.capacity())));
         }
+        let counts = Counts::default();
+        let out = out.shared();
+        match &mut self.screener {
+            Some(screener) if x.rows() <= self.most_screened => {
+                let Encoder { sae, isa, pool, selectors, x: tile_x, y: tile_y, .. } = self;
+                let parts = Parts { sae, isa: *isa, pool, selectors, x: tile_x, y: tile_y };
+                screener.encode(parts, x, &out, &counts)?;
+            }
+            _ => self.encode_plain(x, &out, &counts)?,
+        }
+        Ok(EncodeSummary { skipped_rows: counts.skipped.into_inner(), truncated_rows: counts.truncated.into_inner() })
+    }
+
+    /// All rows by `dot/1`.
+    fn encode_plain(&mut self, x: Activations<'_>, out: &SharedLatents, counts: &Counts) -> Result<()> {
+        let config = self.sae.config();
         let weight = self.sae.encoder().weight.as_ref();
         let bias = &self.sae.encoder().bias;
-        let skipped = AtomicUsize::new(0);
-        let truncated = AtomicUsize::new(0);
         let kron = matches!(config.encoder, crate::sae::Encoder::Kron { .. });
         let (isa, tile_tokens, x_stride, rows) = (self.isa, self.tile_tokens, padded(weight.cols), weight.rows);
         let tile_x = Divided::of(&mut self.x);
         let tile_y = Divided::of(&mut self.y);
         let selectors = Divided::of(&mut self.selectors);
-        let out = out.shared();
 
         self.pool.run(&|worker| {
             // SAFETY: each thread takes the selector of its own index.
@@ -178,16 +245,13 @@ impl Encoder {
                     // to the one thread whose share it is in.
                     unsafe {
                         let outcome = selector.select(tile_y.read(t * rows..(t + 1) * rows));
-                        let flags = out.write_row(start + t, selector, outcome, kron);
-                        skipped.fetch_add(usize::from(flags & ROW_NOT_FINITE != 0), Ordering::Relaxed);
-                        truncated.fetch_add(usize::from(flags & ROW_TRUNCATED != 0), Ordering::Relaxed);
+                        counts.add(out.write_row(start + t, selector, outcome, kron));
                     }
                 }
                 // The next tile overwrites y, but only after the barrier behind the widening of x.
                 start += tokens;
             }
-        })?;
-        Ok(EncodeSummary { skipped_rows: skipped.into_inner(), truncated_rows: truncated.into_inner() })
+        })
     }
 }
 

@@ -33,11 +33,11 @@ pub enum RowOutcome {
 /// Selects latents from pre-activations. Holds its workspace; after construction it allocates nothing.
 #[derive(Debug)]
 pub struct Selector {
-    isa: Isa,
-    encoder: Encoder,
-    rule: Rule,
+    pub(super) isa: Isa,
+    pub(super) encoder: Encoder,
+    pub(super) rule: Rule,
     /// Largest product of each head, `[heads]`; dense: largest pre-activation of each of some disjoint parts.
-    maxima: Vec<f32>,
+    pub(super) maxima: Vec<f32>,
     /// Candidates as sort keys: see [`key`].
     keys: Vec<u64>,
     /// Where the last row was cut: a first guess for the next one's. It decides how fast, never what.
@@ -45,7 +45,7 @@ pub struct Selector {
 }
 
 #[derive(Debug)]
-enum Rule {
+pub(super) enum Rule {
     TopK(usize),
     /// Active iff the value (product, dense: y) is at least `floor`; at most `max_latents` are kept.
     Threshold {

@@ -112,7 +112,8 @@ fn read(file: &TensorFile<'_>, options: LoadOptions) -> Result<Sae> {
     let calibrated = rate.is_some() || mean.is_some() || quantiles.is_some();
     let calibration = calibrated.then_some(Calibration { rate, mean, quantiles, levels });
 
-    Ok(Sae { config, encoder: EncoderWeights { weight, bias, threshold }, decoder, calibration })
+    let encoder = EncoderWeights { weight, bias, threshold };
+    Ok(Sae { config, encoder, decoder, calibration, derived: super::Derived::default() })
 }
 
 /// The dtype of a tensor, whose shape must be `shape`.

@@ -10,7 +10,9 @@ pub use weights::{ElementsRef, Matrix, MatrixRef, padded};
 
 use crate::error::{Error, Result, Status};
 use crate::memory::Aligned;
+use std::any::Any;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A trained sparse autoencoder, KronSAE or dense: immutable, shared by any number of threads (in an `Arc`).
 #[derive(Debug)]
@@ -19,7 +21,12 @@ pub struct Sae {
     encoder: EncoderWeights,
     decoder: Option<DecoderWeights>,
     calibration: Option<Calibration>,
+    derived: Derived,
 }
+
+/// What users of a model have derived from its weights, to be shared by all of them. Its type is theirs alone, so that
+/// this module needs to know none of them.
+type Derived = Mutex<Option<Arc<dyn Any + Send + Sync>>>;
 
 /// The encoder's weights: `y = weight x + bias`.
 #[derive(Debug)]
@@ -123,7 +130,7 @@ impl Sae {
                 )));
             }
         }
-        Ok(Sae { config, encoder, decoder, calibration: None })
+        Ok(Sae { config, encoder, decoder, calibration: None, derived: Derived::default() })
     }
 
     /// Shape, selection, units, origin.
@@ -158,6 +165,26 @@ impl Sae {
     #[must_use]
     pub fn calibration(&self) -> Option<&Calibration> {
         self.calibration.as_ref()
+    }
+
+    /// What was derived from the encoder's weights, which never change: made by the first caller, while others wait.
+    ///
+    /// # Errors
+    /// Those of `make`; the next caller tries again then.
+    ///
+    /// # Panics
+    /// If something of another type was derived before.
+    pub(crate) fn derived<T: Any + Send + Sync>(&self, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        // A panic in `make` leaves the slot empty, which is as good as new.
+        let mut slot = self.derived.lock().unwrap_or_else(PoisonError::into_inner);
+        let any = match &*slot {
+            Some(any) => Arc::clone(any),
+            None => {
+                let made: Arc<dyn Any + Send + Sync> = Arc::new(make()?);
+                Arc::clone(slot.insert(made))
+            }
+        };
+        Ok(any.downcast().unwrap_or_else(|_| panic!("a model has one kind of derived weights")))
     }
 
     /// The same weights with another selection: a calibrated threshold instead of TopK, say.

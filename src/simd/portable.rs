@@ -1,6 +1,6 @@
 //! 16 lanes as an array: right on every CPU, and left to the compiler to vectorise.
 
-use super::{F32x16, Term, Tile, gathered_dots_body, gathered_sum_body, rows_by_tokens};
+use super::{F32x16, Term, Tile, Weight, gathered_dots_body, gathered_sum_body, picked_body, rows_by_tokens};
 use std::ops::Range;
 
 #[derive(Clone, Copy)]
@@ -78,4 +78,11 @@ pub(super) unsafe fn sum(rows: &[f32], stride: usize, terms: &[Term], out: &mut 
 pub(super) unsafe fn dots(rows: &[f32], stride: usize, picks: &[u32], x: &[f32], out: &mut [f32]) {
     // SAFETY: the caller's promise; no instruction set is assumed.
     unsafe { gathered_dots_body::<Lanes>(rows, stride, picks, x, out) }
+}
+
+/// # Safety
+/// As for [`picked_body`].
+pub(super) unsafe fn picked<W: Weight>(tile: &Tile<'_, W>, picks: &[u32], out: *mut f32) {
+    // SAFETY: the caller's promise; no instruction set is assumed.
+    unsafe { picked_body::<Lanes, W>(tile, picks, out) }
 }

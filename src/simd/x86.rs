@@ -1,6 +1,6 @@
 //! The x86-64 instruction sets: 16 lanes as two AVX registers or one AVX-512 register.
 
-use super::{F32x16, Term, Tile, gathered_dots_body, gathered_sum_body, rows_by_tokens};
+use super::{F32x16, Term, Tile, gathered_dots_body, gathered_sum_body, picked_body, rows_by_tokens};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -198,3 +198,20 @@ macro_rules! gathered {
 
 gathered!(avx512_sum, avx512_dots, Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 gathered!(avx2_sum, avx2_dots, Avx2, "avx2,fma");
+
+macro_rules! picked {
+    ($name:ident, $vector:ty, $weight:ty, $features:literal) => {
+        /// # Safety
+        /// As for [`picked_body`].
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $name(tile: &Tile<'_, $weight>, picks: &[u32], out: *mut f32) {
+            // SAFETY: the caller's promise; this function enables the instruction set.
+            unsafe { picked_body::<$vector, $weight>(tile, picks, out) }
+        }
+    };
+}
+
+picked!(avx512_picked_f32, Avx512, f32, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+picked!(avx512_picked_bf16, Avx512, u16, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+picked!(avx2_picked_f32, Avx2, f32, "avx2,fma");
+picked!(avx2_picked_bf16, Avx2, u16, "avx2,fma");

@@ -189,7 +189,8 @@ pub fn token_latents(
         }
         data.read(row, 1, x)?;
     }
-    let mut encoder = Encoder::new(Arc::clone(sae), EncoderOptions { threads: options.threads })?;
+    let mut encoder =
+        Encoder::new(Arc::clone(sae), EncoderOptions { threads: options.threads, ..EncoderOptions::default() })?;
     let mut latents = Latents::new(rows.len(), sae.config().selection.capacity())?;
     encoder.encode(Activations::from_f32(&x, d)?, &mut latents.as_mut())?;
     let each = |(at, &row): (usize, &usize)| {

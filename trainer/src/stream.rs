@@ -79,7 +79,7 @@ pub fn encode_rows(
     let d = sae.config().d_model;
     let capacity = sae.config().selection.capacity();
     let tokens = chunk_tokens(d.max(capacity)).min(rows.len());
-    let mut encoder = Encoder::new(Arc::clone(sae), EncoderOptions { threads })?;
+    let mut encoder = Encoder::new(Arc::clone(sae), EncoderOptions { threads, ..EncoderOptions::default() })?;
     let mut latents = Latents::new(tokens, capacity)?;
     let mut x = Aligned::zeroed(tokens * d, "a chunk of tokens")?;
     let mut start = rows.start;

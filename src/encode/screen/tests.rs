@@ -1,0 +1,244 @@
+//! The bounds against `dot/1` and f64 on every row, and what happens when they are made too small.
+
+use super::bound::interval;
+use super::copy::Int8Copy;
+use super::tokens::Tokens;
+use crate::encode::{EncodePath, Encoder, EncoderOptions, Latents};
+use crate::sae::{Config, Encoder as Shape, EncoderWeights, Matrix, Sae, Selection, padded};
+use crate::simd::int8::{BLOCK_ROWS, GROUP, Int8Kernel, Sums};
+use crate::threads::Pool;
+use crate::{Activations, Dtype, Isa};
+use proptest::prelude::*;
+use std::sync::Arc;
+
+/// SplitMix64.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+}
+
+/// How hostile numbers are made.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Uniform,
+    /// A few values thousands of times the others.
+    Outliers,
+    OneSign,
+    Denormal,
+    /// Exponents all over the range in which nothing overflows.
+    Wild,
+    Equal,
+    /// Whole groups of zeros.
+    Gaps,
+}
+
+const KINDS: [Kind; 7] =
+    [Kind::Uniform, Kind::Outliers, Kind::OneSign, Kind::Denormal, Kind::Wild, Kind::Equal, Kind::Gaps];
+
+fn fill(kind: Kind, to: &mut [f32], rng: &mut Rng) {
+    let constant = rng.unit();
+    let gap = rng.next();
+    for (i, v) in to.iter_mut().enumerate() {
+        *v = match kind {
+            Kind::Uniform => rng.unit(),
+            Kind::Outliers => rng.unit() * if rng.below(40) == 0 { 5000.0 } else { 1.0 },
+            Kind::OneSign => rng.unit().abs(),
+            Kind::Denormal => rng.unit() * 1e-40,
+            Kind::Wild => rng.unit() * 2.0_f32.powi(rng.below(150) as i32 - 125),
+            Kind::Equal => constant,
+            Kind::Gaps => rng.unit() * (gap >> (i / GROUP % 64) & 1) as f32,
+        };
+    }
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    proptest::sample::select(&KINDS[..])
+}
+
+/// Bounds of all rows for one token, `[rows]` each, or None if they do not hold for it.
+fn bounds(copy: &Int8Copy, kernel: Int8Kernel, isa: Isa, rows: usize, x: &[f32]) -> Option<(Vec<f32>, Vec<f32>)> {
+    let mut tokens = Tokens::new(1, copy.groups()).unwrap();
+    let shared = tokens.shared();
+    // SAFETY: there is one thread.
+    let in16 = unsafe {
+        shared.prepare(isa, copy.bound(), 0, x);
+        if !shared.covered(0) {
+            return None;
+        }
+        shared.read(1)
+    };
+    let (mut low, mut high) = (Vec::new(), Vec::new());
+    for b in 0..rows.div_ceil(BLOCK_ROWS) {
+        let (block, of) = copy.block(b);
+        let mut sums = [Sums::ZERO];
+        kernel.block(block, in16, &mut sums);
+        let (mut below, mut above) = ([0.0; BLOCK_ROWS], [0.0; BLOCK_ROWS]);
+        interval(isa, &sums[0], of, copy.bound().underflow(), &mut below, &mut above);
+        low.extend_from_slice(&below);
+        high.extend_from_slice(&above);
+    }
+    low.truncate(rows);
+    high.truncate(rows);
+    Some((low, high))
+}
+
+/// Asserts the bounds of every row; returns the largest share of a bound's width that an error took up.
+fn check_bounds(weight: &Matrix, bias: &[f32], x: &[f32]) -> f64 {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    let mut padded_x = vec![0.0; padded(cols)];
+    padded_x[..cols].copy_from_slice(x);
+    let best = Isa::detect().unwrap();
+    let mut canonical = vec![0.0; rows];
+    crate::pre_activations(best, weight.as_ref(), bias, &padded_x, padded(cols), 1, 0..rows, &mut canonical, rows);
+    let mut pool = Pool::new(2, "test").unwrap();
+    let copy = Int8Copy::new(weight.as_ref(), bias, best, &mut pool).unwrap().unwrap();
+    let mut most = 0.0_f64;
+    for isa in Isa::available() {
+        for kernel in Int8Kernel::all(isa) {
+            let Some((low, high)) = bounds(&copy, kernel, isa, rows, x) else { continue };
+            let mut row = vec![0.0; cols];
+            for r in 0..rows {
+                weight.widen_row(r, &mut row);
+                let exact: f64 =
+                    row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>() + f64::from(bias[r]);
+                let y = canonical[r];
+                assert!(low[r] <= y && y <= high[r], "{kernel:?} row {r}: {} <= {y} <= {}", low[r], high[r]);
+                let (l, h) = (f64::from(low[r]), f64::from(high[r]));
+                assert!(l <= exact && exact <= h, "{kernel:?} row {r}: {l} <= {exact} <= {h}, f64");
+                if h > l {
+                    most = most.max((exact - (l + h) / 2.0).abs() / ((h - l) / 2.0));
+                }
+            }
+        }
+    }
+    most
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_row_is_within_its_bounds(
+        rows in 1_usize..40,
+        cols in prop_oneof![1_usize..200, Just(576), Just(1000)],
+        of_weights in kinds(),
+        of_token in kinds(),
+        bf16 in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let mut rng = Rng(seed);
+        let mut weights = vec![0.0; rows * cols];
+        weights.chunks_mut(cols).for_each(|row| fill(of_weights, row, &mut rng));
+        let dtype = if bf16 { Dtype::Bf16 } else { Dtype::F32 };
+        let weight = Matrix::from_rows(&weights, [rows, cols], cols, dtype, "weights").unwrap();
+        let bias: Vec<f32> = (0..rows).map(|_| rng.unit() * 10.0_f32.powi(rng.below(8) as i32 - 6)).collect();
+        let mut x = vec![0.0; cols];
+        fill(of_token, &mut x, &mut rng);
+        check_bounds(&weight, &bias, &x);
+    }
+}
+
+/// A matrix whose rounding errors all point one way along a token: the bound is nearly reached.
+///
+/// In each group one weight is the largest and sets the scale; the others lie a little under half a step from an integer,
+/// so that all errors have the same size, and x has their signs.
+fn aligned_errors(cols: usize, rows: usize, rng: &mut Rng) -> (Vec<f32>, Vec<f32>) {
+    // The largest is a little under 127 steps, of which the scale above is one step exactly, a bf16.
+    let step = 1.0 / 128.0_f32;
+    let signs: Vec<f32> = (0..cols).map(|_| if rng.below(2) == 0 { 1.0 } else { -1.0 }).collect();
+    let mut weights = vec![0.0; cols * rows];
+    for row in weights.chunks_mut(cols) {
+        for (c, w) in row.iter_mut().enumerate() {
+            let integer = if c % GROUP == 0 { 126.9 } else { rng.below(200) as f32 - 100.0 + 0.49 * signs[c] };
+            *w = integer * step;
+        }
+    }
+    let x = (0..cols).map(|c| if c % GROUP == 0 { 0.0 } else { signs[c] }).collect();
+    (weights, x)
+}
+
+#[test]
+fn errors_that_all_point_one_way_nearly_reach_the_bound() {
+    let (rows, cols) = (24, 640);
+    let (weights, x) = aligned_errors(cols, rows, &mut Rng(4));
+    let weight = Matrix::from_rows(&weights, [rows, cols], cols, Dtype::F32, "weights").unwrap();
+    let share = check_bounds(&weight, &vec![0.25; rows], &x);
+    assert!(share > 0.9, "errors take up {share} of the bound: it is looser than its derivation says");
+}
+
+fn sae(shape: Shape, weights: &[f32], cols: usize, selection: Selection) -> Arc<Sae> {
+    let rows = shape.rows();
+    let weight = Matrix::from_rows(weights, [rows, cols], cols, Dtype::F32, "weights").unwrap();
+    let bias = crate::Aligned::zeroed(rows, "biases").unwrap();
+    let config = Config::new(shape, cols, selection, 1.0).unwrap();
+    Arc::new(Sae::from_parts(config, EncoderWeights { weight, bias, threshold: None }, None).unwrap())
+}
+
+fn encode(encoder: &mut Encoder, x: &[f32]) -> (Vec<u32>, Vec<u32>) {
+    let config = encoder.sae().config();
+    let mut latents = Latents::new(x.len() / config.d_model, config.selection.capacity()).unwrap();
+    let view = Activations::from_f32(x, config.d_model).unwrap();
+    encoder.encode(view, &mut latents.as_mut()).unwrap();
+    (latents.indices.clone(), latents.values.iter().map(|v| v.to_bits()).collect())
+}
+
+/// One latent wins by less than the errors of the cheap values, and by those it would not.
+fn wins_by_less_than_the_error(shape: Shape, cols: usize) -> (Arc<Sae>, Vec<f32>) {
+    let mut rng = Rng(8);
+    let (one, x) = aligned_errors(cols, 1, &mut rng);
+    let y = one.iter().zip(&x).map(|(w, x)| w * x).sum::<f32>();
+    // Exactly representable rows: a single weight, all others 0. They are cheap to have exactly.
+    let (winner, rival) = match shape {
+        Shape::Dense { .. } => (3, 7),
+        // Base row of head 1, base row of head 2.
+        Shape::Kron { base, extension, .. } => (base + extension, 2 * (base + extension)),
+    };
+    let mut weights = vec![0.0; shape.rows() * cols];
+    // The winner's value is what its integers give plus errors that all add up.
+    assert!(y > 0.0, "the seed must make the winner positive");
+    weights[winner * cols..(winner + 1) * cols].copy_from_slice(&one);
+    let error: f32 = x.iter().map(|x| x.abs() * 0.49 / 128.0).sum();
+    let rival_value = y - 0.3 * error;
+    // Element 1 of x is 1 or -1.
+    weights[rival * cols + 1] = rival_value * x[1];
+    if let Shape::Kron { base, extension, heads } = shape {
+        for head in 0..heads {
+            // Every head's extension row 0 is 1 exactly.
+            weights[(head * (base + extension) + base) * cols + 2] = x[2];
+        }
+    }
+    (sae(shape, &weights, cols, Selection::TopK(1)), x)
+}
+
+#[test]
+fn halved_bounds_change_results() {
+    let cols = 640;
+    for shape in [Shape::Dense { latents: 40 }, Shape::Kron { heads: 6, base: 2, extension: 2 }] {
+        for isa in Isa::available() {
+            let (sae, x) = wins_by_less_than_the_error(shape, cols);
+            let options = |path| EncoderOptions { threads: 1, path };
+            let mut plain = Encoder::with_isa(Arc::clone(&sae), options(EncodePath::Plain), isa).unwrap();
+            let mut screened = Encoder::with_isa(sae, options(EncodePath::Screened), isa).unwrap();
+            let expected = encode(&mut plain, &x);
+            assert_eq!(encode(&mut screened, &x), expected, "{shape:?}");
+            let Encoder { screener, sae, pool, .. } = &mut screened;
+            screener.as_mut().unwrap().scale_bounds(sae, isa, pool, 0.5);
+            assert_ne!(encode(&mut screened, &x), expected, "{shape:?}: bounds of half the size went unnoticed");
+        }
+    }
+}
