@@ -306,3 +306,25 @@ fn an_evaluation_is_neither_lost_nor_doubled_where_a_run_stops() {
     }
     assert_eq!(evaluated(&out), [10, 20, 30]);
 }
+
+#[test]
+fn an_interrupt_leaves_a_checkpoint_and_says_how_to_go_on() {
+    let (folder, data) = case();
+    let out = folder.path().join("out");
+    let mut command = kronsae(&["train", "--heads", "8", "--k", "4", "--batch", "100", "--tokens", "100000000"]);
+    command.args(["--eval-every", "0", "--data"]).arg(&data).arg("--out").arg(&out);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let log = out.join("metrics.jsonl");
+    while std::fs::metadata(&log).map_or(0, |m| m.len()) == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before it was interrupted");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    // SAFETY: a signal to the child just started, which has not been waited for.
+    assert_eq!(unsafe { libc::kill(child.id().cast_signed(), libc::SIGINT) }, 0);
+    let output = child.wait_with_output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{message}");
+    assert!(message.contains("go on with: kronsae train --out"), "{message}");
+    let checkpoints: Vec<_> = std::fs::read_dir(out.join("checkpoints")).unwrap().collect();
+    assert!(!checkpoints.is_empty() && !out.join("model.safetensors").exists());
+}
