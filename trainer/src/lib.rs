@@ -10,6 +10,7 @@ pub mod eval;
 pub mod examples;
 pub mod fold;
 pub mod metrics;
+pub mod onnx;
 pub mod progress;
 pub mod random;
 pub mod report;

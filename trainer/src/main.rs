@@ -1,7 +1,7 @@
 //! The `kronsae` command.
 
 use clap::{Parser, Subcommand};
-use kronsae_trainer::commands::{calibrate, demo, encode, eval, inspect, train};
+use kronsae_trainer::commands::{calibrate, convert, demo, encode, eval, inspect, train};
 use std::process::ExitCode;
 
 /// Train KronSAEs on recorded activations of a language model, and look into them
@@ -22,6 +22,7 @@ enum Command {
     Inspect(inspect::Args),
     Encode(encode::Args),
     Calibrate(calibrate::Args),
+    Convert(convert::Args),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Encode(args) => encode::run(args),
         Command::Calibrate(args) => calibrate::run(args),
+        Command::Convert(args) => convert::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
