@@ -1,6 +1,7 @@
 //! The trainer of kronsae: recorded activations in, one model file out. The `kronsae` command is a thin shell over this.
 
 pub mod backend;
+pub mod bench;
 pub mod calibrate;
 pub mod checkpoint;
 pub mod commands;

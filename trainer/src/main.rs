@@ -1,7 +1,7 @@
 //! The `kronsae` command.
 
 use clap::{Parser, Subcommand};
-use kronsae_trainer::commands::{calibrate, convert, demo, encode, eval, inspect, train};
+use kronsae_trainer::commands::{bench, calibrate, convert, demo, encode, eval, inspect, train};
 use std::process::ExitCode;
 
 /// Train KronSAEs on recorded activations of a language model, and look into them
@@ -23,6 +23,7 @@ enum Command {
     Encode(encode::Args),
     Calibrate(calibrate::Args),
     Convert(convert::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Encode(args) => encode::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Convert(args) => convert::run(args),
+        Command::Bench(args) => bench::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
