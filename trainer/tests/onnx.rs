@@ -6,7 +6,7 @@ mod fixtures;
 use fixtures::{Rng, write_model};
 use kronsae::sae::{Encoder, LoadOptions, Selection};
 use kronsae::{Sae, Status};
-use kronsae_trainer::onnx::{ExportOptions, TopKOver, data_path, decoder_path, export};
+use kronsae_trainer::onnx::{ExportOptions, data_path, decoder_path, export};
 use std::process::{Command, Output};
 
 const KRON: Encoder = Encoder::Kron { heads: 8, base: 2, extension: 3 };
@@ -91,6 +91,7 @@ mod with_onnx_runtime {
     use kronsae::sae::{Config, EncoderWeights, Matrix};
     use kronsae::{Activations, Aligned, Dtype, EncoderOptions, Latents};
     use kronsae_trainer::data::Dataset;
+    use kronsae_trainer::onnx::TopKOver;
     use kronsae_trainer::onnx::runtime::{OnnxDecoder, OnnxEncoder, Runtime};
     use std::path::Path;
     use std::sync::Arc;

@@ -129,7 +129,6 @@ fn or_default<T: Clone>(asked: &[T], default: &[T]) -> Vec<T> {
 ///
 /// # Errors
 /// A K above F; those of measuring, and of writing what was asked for.
-#[expect(clippy::needless_pass_by_value, reason = "a command owns its arguments")]
 pub fn run(args: Args) -> Result<()> {
     match args.what {
         What::Encode(args) => encode(&args),
@@ -140,7 +139,7 @@ pub fn run(args: Args) -> Result<()> {
 /// Looks for the peers, and says on standard error what is being done.
 fn start(args: &PeerArgs) -> (Peers, impl FnMut(&str) + use<>) {
     let terminal = std::io::stderr().is_terminal();
-    let mut progress = move |what: &str| {
+    let progress = move |what: &str| {
         if terminal {
             // Over the line before, of which nothing is left standing.
             eprint!("\r\x1b[K{what}");
