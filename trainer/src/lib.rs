@@ -1,6 +1,7 @@
 //! The trainer of kronsae: recorded activations in, one model file out. The `kronsae` command is a thin shell over this.
 
 pub mod backend;
+pub mod bench;
 pub mod calibrate;
 pub mod checkpoint;
 pub mod commands;
@@ -10,6 +11,7 @@ pub mod eval;
 pub mod examples;
 pub mod fold;
 pub mod metrics;
+pub mod onnx;
 pub mod progress;
 pub mod random;
 pub mod report;

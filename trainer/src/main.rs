@@ -1,7 +1,7 @@
 //! The `kronsae` command.
 
 use clap::{Parser, Subcommand};
-use kronsae_trainer::commands::{calibrate, demo, encode, eval, inspect, train};
+use kronsae_trainer::commands::{bench, calibrate, convert, demo, encode, eval, inspect, train};
 use kronsae_trainer::progress::tell;
 use kronsae_trainer::terminal::visible;
 use std::process::ExitCode;
@@ -24,6 +24,8 @@ enum Command {
     Inspect(inspect::Args),
     Encode(encode::Args),
     Calibrate(calibrate::Args),
+    Convert(convert::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Encode(args) => encode::run(args),
         Command::Calibrate(args) => calibrate::run(args),
+        Command::Convert(args) => convert::run(args),
+        Command::Bench(args) => bench::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

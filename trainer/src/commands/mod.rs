@@ -1,6 +1,8 @@
 //! The commands of `kronsae`, one module each: its arguments, whose comments are its `--help`, and its `run`.
 
+pub mod bench;
 pub mod calibrate;
+pub mod convert;
 pub mod demo;
 pub mod encode;
 pub mod eval;

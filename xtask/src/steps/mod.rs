@@ -73,6 +73,7 @@ const STEPS: &[Step] = &[
     check("c-and-cpp", "C and C++ programs against the shared and the static library", true, native::c_and_cpp),
     check("sanitizers", "the same programs under AddressSanitizer and UBSan", false, native::sanitizers),
     check("valgrind", "the same programs under valgrind", false, native::valgrind),
+    tests("onnx", "what ONNX Runtime computes from exported graphs, and lints of that feature", false, rust::onnx),
     check("benches", "every benchmark runs once", false, rust::benches),
     check("fuzz-targets", "the fuzz targets still compile", false, rust::fuzz_targets),
 ];

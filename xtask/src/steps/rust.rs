@@ -34,6 +34,21 @@ pub(super) fn rustdoc(root: &Path) -> Result<(), String> {
     succeed(run(command))
 }
 
+/// With the feature that opens ONNX Runtime, whose library `ORT_DYLIB_PATH` names.
+pub(super) fn onnx(root: &Path) -> Report {
+    if std::env::var_os("ORT_DYLIB_PATH").is_none_or(|path| path.is_empty()) {
+        let tool =
+            "ONNX Runtime (set ORT_DYLIB_PATH to the libonnxruntime.so that the Python package onnxruntime holds)";
+        return Report { skipped: 1, missing: Some(tool.to_owned()), ..Report::default() };
+    }
+    let feature = ["--package", "kronsae-trainer", "--features", "onnxruntime"];
+    let lints = [&["clippy"][..], &feature, &["--all-targets", "--", "-D", "warnings"]].concat();
+    if let Err(output) = succeed(run(cargo(root, &lints))) {
+        return Report { failed: 1, output, ..Report::default() };
+    }
+    Report::of_tests(run(cargo(root, &[&["test"][..], &feature, &["--test", "onnx"]].concat())))
+}
+
 /// In the tests' profile, each for one iteration: that they run, not how fast.
 pub(super) fn benches(root: &Path) -> Result<(), String> {
     succeed(run(cargo(root, &["test", "--workspace", "--benches"])))

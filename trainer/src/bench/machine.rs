@@ -1,0 +1,251 @@
+//! The machine under the benchmark: what it is, and what it can do at most.
+
+use kronsae::threads::Pool;
+use kronsae::{Aligned, Result};
+use serde::Serialize;
+use std::hint::black_box;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What the machine says of itself.
+#[derive(Debug, Clone, Serialize)]
+pub struct Machine {
+    /// Model of the CPU.
+    pub cpu: String,
+    /// Cores this process may use.
+    pub cores: usize,
+    /// Last-level cache as the system tells it, bytes. A virtual machine may own only a part.
+    pub last_level_cache: u64,
+    /// Memory, bytes.
+    pub memory: u64,
+    /// The instruction set of the library's kernels here.
+    pub isa: String,
+    /// Environment variables that change what the library does.
+    pub environment: Vec<String>,
+}
+
+fn proc_field(file: &str, key: &str) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+fn kilobytes(text: &str) -> Option<u64> {
+    text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().ok().map(|k| k << 10)
+}
+
+/// Memory that could be allocated without swapping, bytes, if the system tells.
+#[must_use]
+pub fn available_memory() -> Option<u64> {
+    kilobytes(&proc_field("/proc/meminfo", "MemAvailable")?)
+}
+
+/// The load average of the last minute, if the system tells.
+#[must_use]
+pub fn load() -> Option<f64> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
+}
+
+impl Machine {
+    /// This machine.
+    ///
+    /// # Errors
+    /// [`kronsae::Status::Unsupported`] if `KRONSAE_ISA` forces an instruction set this CPU lacks.
+    pub fn this() -> Result<Self> {
+        let cache = |index: u32| {
+            let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
+            kilobytes(std::fs::read_to_string(path).ok()?.trim())
+        };
+        let own = std::env::vars_os().filter_map(|(key, value)| {
+            let key = key.into_string().ok()?;
+            let ours = key.starts_with("KRONSAE_") && key != "KRONSAE_BENCH_PYTHON";
+            ours.then(|| format!("{key}={}", value.to_string_lossy()))
+        });
+        Ok(Machine {
+            cpu: proc_field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown CPU".to_owned()),
+            cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            last_level_cache: (0..5).filter_map(cache).max().unwrap_or(64 << 20),
+            memory: proc_field("/proc/meminfo", "MemTotal").and_then(|m| kilobytes(&m)).unwrap_or(0),
+            isa: kronsae::Isa::detect()?.name().to_owned(),
+            environment: own.collect(),
+        })
+    }
+}
+
+/// Pushes everything else out of the caches.
+#[derive(Debug)]
+pub struct Flusher {
+    buffer: Vec<u64>,
+    cores: usize,
+}
+
+impl Flusher {
+    /// A flusher for `machine`: a buffer a quarter larger than its last-level cache, an eighth of its memory at most.
+    #[must_use]
+    pub fn new(machine: &Machine) -> Self {
+        let bytes = (machine.last_level_cache / 4 * 5).min(machine.memory / 8).max(32 << 20);
+        Flusher { buffer: vec![1; bytes as usize / 8], cores: machine.cores }
+    }
+
+    /// Reads the whole buffer, each core its part, which leaves caches full of it.
+    pub fn flush(&self) {
+        std::thread::scope(|scope| {
+            for part in self.buffer.chunks(self.buffer.len().div_ceil(self.cores)) {
+                scope.spawn(move || black_box(sum(part)));
+            }
+        });
+    }
+
+    /// Size of the buffer.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.buffer.len() * 8
+    }
+}
+
+/// Reads memory as fast as it comes: what an encoder that reads so many bytes cannot be faster than.
+#[derive(Debug)]
+pub struct Reader {
+    pool: Pool,
+    buffer: Aligned<u8>,
+}
+
+impl Reader {
+    /// Reads `bytes` bytes a pass on `threads` threads.
+    ///
+    /// # Errors
+    /// [`kronsae::Status::OutOfMemory`], or those of making threads.
+    pub fn new(bytes: usize, threads: usize) -> Result<Self> {
+        let mut buffer = Aligned::zeroed(bytes.next_multiple_of(4096), "the read benchmark")?;
+        // Untouched pages would all be one page of zeros.
+        buffer.iter_mut().step_by(512).for_each(|byte| *byte = 1);
+        Ok(Reader { pool: Pool::new(threads, "read")?, buffer })
+    }
+
+    /// One pass over the buffer, timed from when all threads are there until all are done: waking them is not in it.
+    ///
+    /// # Errors
+    /// Those of [`Pool::run`].
+    pub fn pass(&mut self) -> Result<Duration> {
+        let words = self.buffer.as_chunks::<8>().0;
+        let taken = Mutex::new(Duration::ZERO);
+        self.pool.run(&|worker| {
+            let part = worker.share(words.len(), 512);
+            // SAFETY: any 8 bytes are a u64, and the buffer's alignment of 64 bytes holds at every multiple of 8.
+            let part = unsafe { std::slice::from_raw_parts(words[part.clone()].as_ptr().cast::<u64>(), part.len()) };
+            worker.wait();
+            let start = Instant::now();
+            black_box(sum(part));
+            worker.wait();
+            if worker.index == 0 {
+                *taken.lock().unwrap_or_else(PoisonError::into_inner) = start.elapsed();
+            }
+        })?;
+        Ok(taken.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Sums words with the widest loads at hand.
+fn sum(words: &[u64]) -> u64 {
+    #[inline(always)]
+    fn body(words: &[u64]) -> u64 {
+        let mut lanes = [0_u64; 32];
+        let (chunks, rest) = words.as_chunks::<32>();
+        for chunk in chunks {
+            for (lane, word) in lanes.iter_mut().zip(chunk) {
+                *lane = lane.wrapping_add(*word);
+            }
+        }
+        rest.iter().chain(&lanes).fold(0, |sum, word| sum.wrapping_add(*word))
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn wide(words: &[u64]) -> u64 {
+            body(words)
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the CPU has AVX2, it was just asked.
+            return unsafe { wide(words) };
+        }
+    }
+    body(words)
+}
+
+/// The most f32 multiply-adds that `threads` threads reach, in operations (two each) a second: the best of several
+/// short runs on registers alone.
+///
+/// # Errors
+/// Those of making threads.
+pub fn fma_peak(threads: usize) -> Result<f64> {
+    const STEPS: usize = 200_000;
+    let mut pool = Pool::new(threads, "peak")?;
+    let mut best = 0.0_f64;
+    for _ in 0..12 {
+        let operations = Mutex::new(0_usize);
+        let start = Instant::now();
+        pool.run(&|_| {
+            let done = multiply_adds(STEPS);
+            // Nothing panics while it is held.
+            *operations.lock().unwrap_or_else(PoisonError::into_inner) += done;
+        })?;
+        let seconds = start.elapsed().as_secs_f64();
+        best = best.max(operations.into_inner().unwrap_or_else(PoisonError::into_inner) as f64 / seconds);
+    }
+    Ok(best)
+}
+
+/// `steps` rounds of independent multiply-adds on the widest registers; returns the f32 operations done.
+fn multiply_adds(steps: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps, _mm512_fmadd_ps, _mm512_set1_ps};
+        // Latency 4, two a cycle: 8 chains suffice, 12 leave room.
+        const CHAINS: usize = 12;
+
+        #[target_feature(enable = "avx512f")]
+        fn avx512(steps: usize) -> usize {
+            let (factor, term) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(1e-3)));
+            let mut chains = [_mm512_set1_ps(black_box(1.0)); CHAINS];
+            for _ in 0..steps {
+                for chain in &mut chains {
+                    *chain = _mm512_fmadd_ps(*chain, factor, term);
+                }
+            }
+            black_box(chains);
+            steps * CHAINS * 16 * 2
+        }
+
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2(steps: usize) -> usize {
+            let (factor, term) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(1e-3)));
+            let mut chains = [_mm256_set1_ps(black_box(1.0)); CHAINS];
+            for _ in 0..steps {
+                for chain in &mut chains {
+                    *chain = _mm256_fmadd_ps(*chain, factor, term);
+                }
+            }
+            black_box(chains);
+            steps * CHAINS * 8 * 2
+        }
+
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the CPU has AVX-512F, it was just asked.
+            return unsafe { avx512(steps) };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the CPU has AVX2 and FMA, it was just asked.
+            return unsafe { avx2(steps) };
+        }
+    }
+    // Multiplication and addition apart: where there is no FMA, that is what there is.
+    let (factor, term) = (black_box(0.999_f32), black_box(1e-3_f32));
+    let mut chains = [black_box(1.0_f32); 32];
+    for _ in 0..steps {
+        for chain in &mut chains {
+            *chain = *chain * factor + term;
+        }
+    }
+    black_box(chains);
+    steps * chains.len() * 2
+}

@@ -1,0 +1,153 @@
+//! The report of a benchmark as a table, in Markdown that also reads well as text.
+
+use super::{Caches, Report};
+use crate::terminal::grouped;
+use std::fmt::Write as _;
+
+/// Nanoseconds, with a unit.
+#[must_use]
+pub fn duration(ns: f64) -> String {
+    match ns {
+        ns if ns < 1e6 => format!("{:.1} us", ns / 1e3),
+        ns if ns < 1e8 => format!("{:.2} ms", ns / 1e6),
+        ns => format!("{:.0} ms", ns / 1e6),
+    }
+}
+
+/// The whole report.
+#[must_use]
+pub fn markdown(report: &Report) -> String {
+    let mut out = preamble(report);
+    let share = |share: Option<f64>| share.map_or(String::new(), |s| format!("{:.0} %", 100.0 * s));
+    let number = |number: Option<f64>| number.map_or(String::new(), |n| format!("{n:.0}"));
+    let head = [
+        "shape",
+        "threads",
+        "caches",
+        "batch",
+        "encoder",
+        "median",
+        "best",
+        "p99",
+        "calls",
+        "GB/s",
+        "of read",
+        "Gop/s",
+        "of f32 peak",
+        "times ours",
+        "best / best",
+    ];
+    let mut rows = vec![head.map(str::to_owned)];
+    for cell in &report.cells {
+        rows.push([
+            cell.shape.clone(),
+            cell.threads.to_string(),
+            if cell.caches == Caches::Hot { "hot" } else { "flushed" }.to_owned(),
+            cell.batch.to_string(),
+            cell.contender.clone(),
+            duration(cell.times.median_ns),
+            duration(cell.times.best_ns),
+            duration(cell.times.p99_ns),
+            cell.times.calls.to_string(),
+            format!("{:.1}", cell.gigabytes_per_second),
+            share(cell.share_of_read),
+            number(cell.gigaops_per_second),
+            share(cell.share_of_f32_peak),
+            cell.ratio.map_or(String::new(), |r| format!("{r:.2}")),
+            cell.ratio_of_best.map_or(String::new(), |r| format!("{r:.2}")),
+        ]);
+    }
+    out += &aligned(&rows);
+    if !report.skipped.is_empty() {
+        out += "\nNot measured:\n";
+        for why in &report.skipped {
+            let _ = writeln!(out, "- {why}");
+        }
+    }
+    out
+}
+
+/// Machine, versions, method.
+fn preamble(report: &Report) -> String {
+    let machine = &report.machine;
+    let mut out = String::new();
+    let mut line = |text: String| {
+        let _ = writeln!(out, "- {text}");
+    };
+    line(format!(
+        "{}, {} cores, {:.0} GB of memory, last-level cache {} MB as told by the system",
+        machine.cpu,
+        machine.cores,
+        machine.memory as f64 / 1e9,
+        machine.last_level_cache >> 20
+    ));
+    line(format!("{}; instruction set {}", report.versions.join("; "), machine.isa));
+    if !machine.environment.is_empty() {
+        line(format!("environment: {}", machine.environment.join(", ")));
+    }
+    for shape in &report.shapes {
+        line(format!(
+            "{}: d {}, h {}, m {}, n {}, so F {} latents from {} rows; K {}",
+            shape.name,
+            shape.d_model,
+            shape.heads,
+            shape.base,
+            shape.extension,
+            grouped(shape.kron().latents() as u64),
+            grouped(shape.kron().rows() as u64),
+            report.k
+        ));
+    }
+    for (threads, peak) in &report.f32_peaks {
+        line(format!("f32 multiply-add peak on {threads} threads: {peak:.0} Gop/s"));
+    }
+    line(format!(
+        "{} rounds in which the encoders take turns of {:.2} s; caches are flushed by reading {} MB",
+        report.effort.rounds,
+        report.effort.turn_seconds,
+        report.flushed_bytes >> 20
+    ));
+    let [before, after] = report.load.map(|load| load.map_or("unknown".to_owned(), |load| format!("{load:.1}")));
+    line(format!(
+        "load average before {before}, after {after}, this run included: above the threads measured, others ran too"
+    ));
+    line(
+        "GB/s: bytes of the encoder's weights over the median; \"of read\": against reading as many bytes as ours has, \
+         measured beside it; at batch 1 that is the fraction of the floor"
+            .to_owned(),
+    );
+    out.push('\n');
+    out
+}
+
+/// A Markdown table whose columns line up.
+fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut out = String::new();
+    for (at, row) in rows.iter().enumerate() {
+        for (cell, &width) in row.iter().zip(&widths) {
+            let _ = write!(out, "| {cell:<width$} ");
+        }
+        out += "|\n";
+        if at == 0 {
+            for width in &widths {
+                let _ = write!(out, "|{:-<1$}", "", width + 2);
+            }
+            out += "|\n";
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_columns() {
+        assert_eq!([1234.0, 5.678e6, 2.5e8].map(duration), ["1.2 us", "5.68 ms", "250 ms"]);
+        let table = aligned(&[["a".to_owned(), "bb".to_owned()], ["ccc".to_owned(), "d".to_owned()]]);
+        assert_eq!(table, "| a   | bb |\n|-----|----|\n| ccc | d  |\n");
+    }
+}
