@@ -496,6 +496,8 @@ fn check_rows(rows: &[f32], stride: usize, width: usize, mut picks: impl Iterato
 
 /// `out += sum of coefficient * rows[row]`: sparse decoding, and the sparse sums of the backward pass.
 ///
+/// Computes in the caller's floating-point environment; see [`FloatEnv`](crate::FloatEnv).
+///
 /// Terms are added in order, each with one rounding, so that the bits depend on nothing but the arguments. `rows` are
 /// `stride` elements apart; `stride` and the length of `out` are multiples of 16.
 ///
@@ -516,6 +518,8 @@ pub fn gathered_sum(isa: Isa, rows: &[f32], stride: usize, terms: &[Term], out: 
 }
 
 /// `out[i] = rows[picks[i]] . x`: the gradient of sparse latents' values, for one token.
+///
+/// Computes in the caller's floating-point environment; see [`FloatEnv`](crate::FloatEnv).
 ///
 /// # Panics
 /// If a row is outside `rows`, a length is not a multiple of 16, or `out` is not as long as `picks`.

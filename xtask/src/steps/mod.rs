@@ -73,6 +73,7 @@ const STEPS: &[Step] = &[
     check("c-and-cpp", "C and C++ programs against the shared and the static library", true, native::c_and_cpp),
     check("sanitizers", "the same programs under AddressSanitizer and UBSan", false, native::sanitizers),
     check("valgrind", "the same programs under valgrind", false, native::valgrind),
+    tests("old-cpus", "golden vectors on emulated CPUs without AVX and without AVX-512", false, rust::old_cpus),
     tests("onnx", "what ONNX Runtime computes from exported graphs, and lints of that feature", false, rust::onnx),
     check("benches", "every benchmark runs once", false, rust::benches),
     check("fuzz-targets", "the fuzz targets still compile", false, rust::fuzz_targets),
@@ -179,6 +180,14 @@ fn list() -> String {
 }
 
 impl Report {
+    /// Counts another run of the same step as well.
+    fn add(&mut self, other: Report) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.output += &other.output;
+    }
+
     /// From a test runner's output: `test result: ok. 3 passed; 0 failed; 1 ignored` (cargo test, once a program) or
     /// `Summary [1.2s] 14 tests run: 13 passed (1 slow), 1 failed, 2 skipped` (nextest).
     pub(crate) fn of_tests(ran: Result<process::Ran, String>) -> Report {

@@ -34,6 +34,22 @@ pub(super) fn rustdoc(root: &Path) -> Result<(), String> {
     succeed(run(command))
 }
 
+/// The golden vectors on emulated CPUs without AVX, and with AVX2 but no AVX-512: the library starts there and is right.
+pub(super) fn old_cpus(root: &Path) -> Report {
+    let mut report = Report::default();
+    for cpu in ["Nehalem", "Haswell"] {
+        let emulator = "qemu-x86_64";
+        if run(std::process::Command::new(emulator).arg("--version")).is_err() {
+            let tool = format!("{emulator} (Debian: apt-get install qemu-user)");
+            return Report { skipped: 1, missing: Some(tool), ..Report::default() };
+        }
+        let mut command = cargo(root, &["test", "--package", "kronsae", "--test", "golden"]);
+        command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", format!("{emulator} -cpu {cpu}"));
+        report.add(Report::of_tests(run(command)));
+    }
+    report
+}
+
 /// With the feature that opens ONNX Runtime, whose library `ORT_DYLIB_PATH` names.
 pub(super) fn onnx(root: &Path) -> Report {
     if std::env::var_os("ORT_DYLIB_PATH").is_none_or(|path| path.is_empty()) {
