@@ -39,7 +39,9 @@ pub(super) fn old_cpus(root: &Path) -> Report {
     let mut report = Report::default();
     for cpu in ["Nehalem", "Haswell"] {
         let emulator = "qemu-x86_64";
-        if run(std::process::Command::new(emulator).arg("--version")).is_err() {
+        let mut version = std::process::Command::new(emulator);
+        version.arg("--version");
+        if run(version).is_err() {
             let tool = format!("{emulator} (Debian: apt-get install qemu-user)");
             return Report { skipped: 1, missing: Some(tool), ..Report::default() };
         }
