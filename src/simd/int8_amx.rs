@@ -58,12 +58,10 @@ unsafe fn step(block: Int8Block<'_>, tokens: Int8Tokens<'_>, token: usize, out: 
     // 2,048 bytes of one Products; prefetching faults nowhere.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); TOKENS];
-        let (mut norm, mut error) = ([_mm512_setzero_ps(); TOKENS], [_mm512_setzero_ps(); TOKENS]);
-        for g in 0..tokens.groups {
+        let multiply = |g: usize, to: *mut Products| {
             let tile = block.weights.as_ptr().add(g * TILE);
             let part = g * tokens.capacity + token;
             let x = tokens.planes.as_ptr().add(part * 2 * GROUP);
-            let to = &raw mut products[g % 2];
             for line in 0..TILE / 64 {
                 _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(line * 64 + TILE).cast());
             }
@@ -84,10 +82,18 @@ unsafe fn step(block: Int8Block<'_>, tokens: Int8Tokens<'_>, token: usize, out: 
                 xs = in(reg) 2 * GROUP,
                 options(nostack),
             );
+        };
+        multiply(0, &raw mut products[0]);
+        for g in 0..tokens.groups {
+            // Tiles are not forwarded from the store buffer: the next ones are on their way before these are read.
+            if g + 1 < tokens.groups {
+                multiply(g + 1, &raw mut products[(g + 1) % 2]);
+            }
+            let from = &raw const products[g % 2];
             let scale = widen(block.scales.as_ptr().add(g * BLOCK_ROWS));
-            let of = tokens.of.as_ptr().add(part);
+            let of = tokens.of.as_ptr().add(g * tokens.capacity + token);
             for t in 0..TOKENS {
-                let line = |at: usize| _mm512_load_si512((*to).0[at].as_ptr().cast());
+                let line = |at: usize| _mm512_load_si512((*from).0[at].as_ptr().cast());
                 let start = _mm512_set1_epi32((*of.add(t)).start);
                 let high = _mm512_slli_epi32::<8>(line(t));
                 let whole = _mm512_add_epi32(_mm512_add_epi32(start, line(TOKENS + t)), high);
@@ -95,19 +101,23 @@ unsafe fn step(block: Int8Block<'_>, tokens: Int8Tokens<'_>, token: usize, out: 
                 sums[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), by, sums[t]);
             }
         }
-        for g in 0..tokens.groups {
-            let scale = widen(block.scales.as_ptr().add(g * BLOCK_ROWS));
-            let of = tokens.of.as_ptr().add(g * tokens.capacity + token);
-            for t in 0..TOKENS {
-                let of = &*of.add(t);
-                norm[t] = _mm512_fmadd_ps(scale, _mm512_set1_ps(of.norm), norm[t]);
-                error[t] = _mm512_fmadd_ps(scale, _mm512_set1_ps(of.error), error[t]);
-            }
+        for (t, out) in out.iter_mut().enumerate() {
+            _mm512_storeu_ps(out.product.as_mut_ptr(), sums[t]);
         }
-        // All lanes of the arrays are used above, so that they stay registers; here only those asked for.
-        for t in 0..TOKENS {
-            if let Some(out) = out.get_mut(t) {
-                _mm512_storeu_ps(out.product.as_mut_ptr(), sums[t]);
+        // In parts that fit the registers.
+        const PART: usize = 8;
+        for first in (0..out.len()).step_by(PART) {
+            let (mut norm, mut error) = ([_mm512_setzero_ps(); PART], [_mm512_setzero_ps(); PART]);
+            for g in 0..tokens.groups {
+                let scale = widen(block.scales.as_ptr().add(g * BLOCK_ROWS));
+                let of = tokens.of.as_ptr().add(g * tokens.capacity + token + first);
+                for t in 0..PART {
+                    let of = &*of.add(t);
+                    norm[t] = _mm512_fmadd_ps(scale, _mm512_set1_ps(of.norm), norm[t]);
+                    error[t] = _mm512_fmadd_ps(scale, _mm512_set1_ps(of.error), error[t]);
+                }
+            }
+            for (t, out) in out[first..].iter_mut().take(PART).enumerate() {
                 _mm512_storeu_ps(out.norm.as_mut_ptr(), norm[t]);
                 _mm512_storeu_ps(out.error.as_mut_ptr(), error[t]);
             }
