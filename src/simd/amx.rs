@@ -204,7 +204,7 @@ impl Amx {
 /// # Safety
 /// The tile registers are there and granted.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-unsafe fn configure() {
+pub(super) unsafe fn configure() {
     #[repr(C, align(64))]
     struct TileConfig {
         palette: u8,
@@ -225,7 +225,7 @@ unsafe fn configure() {
 /// # Safety
 /// As for [`configure`].
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-unsafe fn release() {
+pub(super) unsafe fn release() {
     // SAFETY: the caller's promise.
     unsafe { std::arch::asm!("tilerelease", options(nostack, nomem)) };
 }

@@ -10,6 +10,8 @@
 //! saturates and is not used.) No i32 overflows: 64 * 127 * 32,767 < 2^29.
 
 use super::Isa;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::int8_amx;
 #[cfg(target_arch = "x86_64")]
 use super::int8_x86;
 
@@ -89,6 +91,9 @@ pub(crate) enum Int8Kernel {
     /// `vpdpbusd`, 64 at a time.
     #[cfg(target_arch = "x86_64")]
     Vnni(int8_x86::VnniProof),
+    /// `tdpbsud` for many tokens at a time, `vpdpbusd` for the rest.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx(int8_amx::AmxProof),
 }
 
 impl Int8Kernel {
@@ -100,8 +105,12 @@ impl Int8Kernel {
     /// All within `isa`, slowest first.
     pub(crate) fn all(isa: Isa) -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
-        let others =
-            [int8_x86::Avx2Proof::of(isa).map(Int8Kernel::Avx2), int8_x86::VnniProof::of(isa).map(Int8Kernel::Vnni)];
+        let others = [
+            int8_x86::Avx2Proof::of(isa).map(Int8Kernel::Avx2),
+            int8_x86::VnniProof::of(isa).map(Int8Kernel::Vnni),
+            #[cfg(target_os = "linux")]
+            int8_amx::AmxProof::of(isa).map(Int8Kernel::Amx),
+        ];
         #[cfg(not(target_arch = "x86_64"))]
         let others: [Option<Self>; 0] = [];
         std::iter::once(Int8Kernel::Portable(isa)).chain(others.into_iter().flatten())
@@ -122,7 +131,9 @@ impl Int8Kernel {
             #[cfg(target_arch = "x86_64")]
             Int8Kernel::Avx2(proof) => proof.block(block, tokens, out),
             #[cfg(target_arch = "x86_64")]
-            Int8Kernel::Vnni(proof) => proof.block(block, tokens, out),
+            Int8Kernel::Vnni(proof) => proof.block_from(block, tokens, 0, out),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Int8Kernel::Amx(proof) => proof.block(block, tokens, out),
         }
     }
 }
@@ -164,7 +175,7 @@ mod tests {
     #[test]
     fn kernels_agree_to_the_bit() {
         let noise = |i: usize| (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20;
-        for (groups, count) in [(1, 1), (3, 2), (2, 3), (5, 7), (2, 16)] {
+        for (groups, count) in [(1, 1), (3, 2), (2, 3), (5, 7), (2, 16), (3, 35)] {
             for extreme in [false, true] {
                 let whole: Vec<i16> = (0..groups * GROUP * count)
                     .map(|i| match extreme {

@@ -17,8 +17,8 @@ const AHEAD: usize = 4096;
 
 /// Groups of tokens as large as fit the registers, largest first, each by `$f::<T>`.
 macro_rules! by_tokens {
-    ($f:ident, $block:expr, $tokens:expr, $out:expr; $($t:literal),*) => {{
-        let mut token = 0;
+    ($f:ident, $block:expr, $tokens:expr, $first:expr, $out:expr; $($t:literal),*) => {{
+        let mut token = $first;
         $(
             while $tokens.count - token >= $t {
                 $f::<$t>($block, $tokens, token, &mut $out[token..token + $t]);
@@ -37,7 +37,7 @@ impl Avx2Proof {
     pub(super) fn block(self, block: Int8Block<'_>, tokens: Int8Tokens<'_>, out: &mut [Sums]) {
         // SAFETY: a proof of the instruction set; tokens `token..token + T` are below the count, and all slices are as
         // long as the count and the stride say.
-        unsafe { by_tokens!(avx2, block, tokens, out; 2, 1) }
+        unsafe { by_tokens!(avx2, block, tokens, 0, out; 2, 1) }
     }
 }
 
@@ -46,10 +46,10 @@ impl VnniProof {
         (isa.level() >= Level::Avx512 && is_x86_feature_detected!("avx512vnni")).then_some(VnniProof(()))
     }
 
-    /// The slices were checked by the caller, [`super::int8::Int8Kernel::block`].
-    pub(super) fn block(self, block: Int8Block<'_>, tokens: Int8Tokens<'_>, out: &mut [Sums]) {
+    /// Tokens from `first` on. The slices were checked by the caller, [`super::int8::Int8Kernel::block`].
+    pub(super) fn block_from(self, block: Int8Block<'_>, tokens: Int8Tokens<'_>, first: usize, out: &mut [Sums]) {
         // SAFETY: as for AVX2.
-        unsafe { by_tokens!(vnni, block, tokens, out; 8, 4, 2, 1) }
+        unsafe { by_tokens!(vnni, block, tokens, first, out; 8, 4, 2, 1) }
     }
 }
 
@@ -130,7 +130,7 @@ unsafe fn vnni<const T: usize>(block: Int8Block<'_>, tokens: Int8Tokens<'_>, tok
 /// # Safety
 /// AVX-512 F is there and 16 elements are readable.
 #[inline(always)]
-unsafe fn widen(from: *const u16) -> __m512 {
+pub(super) unsafe fn widen(from: *const u16) -> __m512 {
     // SAFETY: the caller's promise.
     unsafe {
         let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));

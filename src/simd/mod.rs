@@ -5,6 +5,8 @@
 
 mod amx;
 pub(crate) mod int8;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod int8_amx;
 #[cfg(target_arch = "x86_64")]
 mod int8_x86;
 mod portable;

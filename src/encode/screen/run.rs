@@ -6,8 +6,8 @@ use super::tokens::Tokens;
 use crate::activations::Activations;
 use crate::encode::latents::SharedLatents;
 use crate::encode::{Counts, Selector};
-use crate::error::Result;
-use crate::memory::{Aligned, try_vec};
+use crate::error::{Error, Result};
+use crate::memory::Aligned;
 use crate::sae::{Encoder as Shape, Sae, Selection, padded};
 use crate::simd::int8::{BLOCK_ROWS, Int8Kernel, Sums};
 use crate::simd::{self, Isa};
@@ -15,8 +15,8 @@ use crate::threads::{Divided, Pool, Worker};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Tokens screened at a time.
-const TILE_TOKENS: usize = 16;
+/// Tokens screened at a time: each pass over the copy serves so many.
+const TILE_TOKENS: usize = 48;
 
 /// Workspace of the screened path.
 #[derive(Debug)]
@@ -228,9 +228,9 @@ impl Screener {
     }
 }
 
-/// An empty list with room for `most`.
+/// An empty list with room for `most`, of which the system gives only what is used.
 fn room(most: usize, what: &str) -> Result<Vec<u32>> {
-    let mut list = try_vec(most, 0, what)?;
-    list.clear();
+    let mut list = Vec::new();
+    list.try_reserve_exact(most).map_err(|_| Error::out_of_memory(what, most.saturating_mul(4)))?;
     Ok(list)
 }
