@@ -181,7 +181,7 @@ fn list() -> String {
 
 impl Report {
     /// Counts another run of the same step as well.
-    fn add(&mut self, other: Report) {
+    fn add(&mut self, other: &Report) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;

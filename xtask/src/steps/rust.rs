@@ -47,7 +47,7 @@ pub(super) fn old_cpus(root: &Path) -> Report {
         }
         let mut command = cargo(root, &["test", "--package", "kronsae", "--test", "golden"]);
         command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", format!("{emulator} -cpu {cpu}"));
-        report.add(Report::of_tests(run(command)));
+        report.add(&Report::of_tests(run(command)));
     }
     report
 }
