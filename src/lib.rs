@@ -49,7 +49,7 @@ pub use decode::{LatentsRef, SteerTerm};
 pub use dtype::Dtype;
 pub use encode::{
     EncodePath, EncodeSummary, Encoder, EncoderOptions, Latents, LatentsMut, ROW_NOT_FINITE, ROW_TRUNCATED, RowOutcome,
-    Screening, Selector, pre_activations,
+    Screening, Selector, Watch, WatchRule, pre_activations,
 };
 pub use error::{Error, Result, Status};
 pub use float_env::FloatEnv;

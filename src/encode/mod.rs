@@ -7,10 +7,12 @@ mod maxima;
 mod path;
 mod screen;
 mod select;
+mod watch;
 
 pub use latents::{Latents, LatentsMut, ROW_NOT_FINITE, ROW_TRUNCATED};
 pub use path::EncodePath;
 pub use select::{RowOutcome, Selector};
+pub use watch::{Watch, WatchRule};
 
 use crate::activations::Activations;
 use crate::error::{Error, Result};
