@@ -172,27 +172,29 @@ fn sum(words: &[u64]) -> u64 {
     body(words)
 }
 
-/// The most f32 multiply-adds that `threads` threads reach, in operations (two each) a second: the best of several
-/// short runs on registers alone.
+/// The most f32 multiply-adds that `threads` threads reach, in operations (two each) a second: the best of many short
+/// runs on registers alone, so that some fall where nothing else ran.
 ///
 /// # Errors
 /// Those of making threads.
 pub fn fma_peak(threads: usize) -> Result<f64> {
-    const STEPS: usize = 200_000;
+    const STEPS: usize = 500_000;
     let mut pool = Pool::new(threads, "peak")?;
-    let mut best = 0.0_f64;
-    for _ in 0..12 {
-        let operations = Mutex::new(0_usize);
-        let start = Instant::now();
-        pool.run(&|_| {
-            let done = multiply_adds(STEPS);
-            // Nothing panics while it is held.
-            *operations.lock().unwrap_or_else(PoisonError::into_inner) += done;
+    let best = Mutex::new(0.0_f64);
+    for _ in 0..50 {
+        pool.run(&|worker| {
+            worker.wait();
+            let start = Instant::now();
+            let operations = multiply_adds(STEPS) * worker.count;
+            worker.wait();
+            if worker.index == 0 {
+                let rate = operations as f64 / start.elapsed().as_secs_f64();
+                let mut best = best.lock().unwrap_or_else(PoisonError::into_inner);
+                *best = best.max(rate);
+            }
         })?;
-        let seconds = start.elapsed().as_secs_f64();
-        best = best.max(operations.into_inner().unwrap_or_else(PoisonError::into_inner) as f64 / seconds);
     }
-    Ok(best)
+    Ok(best.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// `steps` rounds of independent multiply-adds on the widest registers; returns the f32 operations done.
