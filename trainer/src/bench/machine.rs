@@ -40,12 +40,6 @@ pub fn available_memory() -> Option<u64> {
     kilobytes(&proc_field("/proc/meminfo", "MemAvailable")?)
 }
 
-/// The load average of the last minute, if the system tells.
-#[must_use]
-pub fn load() -> Option<f64> {
-    std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
-}
-
 impl Machine {
     /// This machine.
     ///
@@ -69,6 +63,42 @@ impl Machine {
             isa: kronsae::Isa::detect()?.name().to_owned(),
             environment: own.collect(),
         })
+    }
+}
+
+/// Processor time since the machine started, in the kernel's ticks: of everybody, and of this process and `child`.
+#[derive(Debug, Clone, Copy)]
+pub struct Ticks {
+    everybody: u64,
+    own: u64,
+    at: Instant,
+}
+
+impl Ticks {
+    /// Now, if the system tells. `child` is a process whose time counts as this one's.
+    #[must_use]
+    pub fn now(child: Option<u32>) -> Option<Self> {
+        let text = std::fs::read_to_string("/proc/stat").ok()?;
+        let fields: Vec<u64> = text.lines().next()?.split_whitespace().skip(1).flat_map(str::parse).collect();
+        // user, nice, system, then idle and waiting for disks, which is nobody's time; then interrupts and what other
+        // guests of the host took. Guests' own time, after that, is within user's.
+        let everybody = fields.iter().take(8).sum::<u64>() - fields.iter().skip(3).take(2).sum::<u64>();
+        let of = |process: &str| -> Option<u64> {
+            let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+            // The name, in parentheses, may hold anything; utime and stime are the 12th and 13th field after it.
+            let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
+            Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+        };
+        let own = of("self")? + child.and_then(|child| of(&child.to_string())).unwrap_or(0);
+        Some(Ticks { everybody, own, at: Instant::now() })
+    }
+
+    /// Cores that others kept busy since `before`, on average.
+    #[must_use]
+    pub fn others_since(&self, before: &Ticks) -> f64 {
+        // 100 ticks a second is what Linux tells on every architecture that this runs on.
+        let ticks = (self.everybody - before.everybody).saturating_sub(self.own - before.own) as f64;
+        ticks / 100.0 / self.at.duration_since(before.at).as_secs_f64().max(1e-3)
     }
 }
 
@@ -172,27 +202,29 @@ fn sum(words: &[u64]) -> u64 {
     body(words)
 }
 
-/// The most f32 multiply-adds that `threads` threads reach, in operations (two each) a second: the best of several
-/// short runs on registers alone.
+/// The most f32 multiply-adds that `threads` threads reach, in operations (two each) a second: the best of many short
+/// runs on registers alone, so that some fall where nothing else ran.
 ///
 /// # Errors
 /// Those of making threads.
 pub fn fma_peak(threads: usize) -> Result<f64> {
-    const STEPS: usize = 200_000;
+    const STEPS: usize = 500_000;
     let mut pool = Pool::new(threads, "peak")?;
-    let mut best = 0.0_f64;
-    for _ in 0..12 {
-        let operations = Mutex::new(0_usize);
-        let start = Instant::now();
-        pool.run(&|_| {
-            let done = multiply_adds(STEPS);
-            // Nothing panics while it is held.
-            *operations.lock().unwrap_or_else(PoisonError::into_inner) += done;
+    let best = Mutex::new(0.0_f64);
+    for _ in 0..50 {
+        pool.run(&|worker| {
+            worker.wait();
+            let start = Instant::now();
+            let operations = multiply_adds(STEPS) * worker.count;
+            worker.wait();
+            if worker.index == 0 {
+                let rate = operations as f64 / start.elapsed().as_secs_f64();
+                let mut best = best.lock().unwrap_or_else(PoisonError::into_inner);
+                *best = best.max(rate);
+            }
         })?;
-        let seconds = start.elapsed().as_secs_f64();
-        best = best.max(operations.into_inner().unwrap_or_else(PoisonError::into_inner) as f64 / seconds);
     }
-    Ok(best)
+    Ok(best.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// `steps` rounds of independent multiply-adds on the widest registers; returns the f32 operations done.

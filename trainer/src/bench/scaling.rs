@@ -65,6 +65,8 @@ pub struct Settings {
     pub k: usize,
     /// How much.
     pub effort: Effort,
+    /// As [`Options::retries`].
+    pub retries: usize,
     /// Contenders, as [`Options::only`].
     pub only: Vec<String>,
 }
@@ -86,6 +88,7 @@ pub fn measure(
         caches: vec![Caches::Hot],
         k: settings.k,
         effort: settings.effort,
+        retries: settings.retries,
         only: settings.only.clone(),
     };
     let report = run(&options, peers, progress)?;

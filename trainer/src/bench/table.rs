@@ -30,6 +30,7 @@ pub fn markdown(report: &Report) -> String {
         "best",
         "p99",
         "calls",
+        "others",
         "GB/s",
         "of read",
         "Gop/s",
@@ -49,6 +50,7 @@ pub fn markdown(report: &Report) -> String {
             duration(cell.times.best_ns),
             duration(cell.times.p99_ns),
             cell.times.calls.to_string(),
+            cell.others.map_or(String::new(), |others| format!("{others:.2}")),
             format!("{:.1}", cell.gigabytes_per_second),
             share(cell.share_of_read),
             number(cell.gigaops_per_second),
@@ -107,10 +109,11 @@ fn preamble(report: &Report) -> String {
         report.effort.turn_seconds,
         report.flushed_bytes >> 20
     ));
-    let [before, after] = report.load.map(|load| load.map_or("unknown".to_owned(), |load| format!("{load:.1}")));
-    line(format!(
-        "load average before {before}, after {after}, this run included: above the threads measured, others ran too"
-    ));
+    line(
+        "others: cores that other processes kept busy meanwhile; with more than a few hundredths of them, figures are \
+         disturbed, p99 most"
+            .to_owned(),
+    );
     line(
         "GB/s: bytes of the encoder's weights over the median; \"of read\": against reading as many bytes as ours has, \
          measured beside it; at batch 1 that is the fraction of the floor"

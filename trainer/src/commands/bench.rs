@@ -34,6 +34,9 @@ struct PeerArgs {
     /// ONNX Runtime's libonnxruntime.so [default: $ORT_DYLIB_PATH, or where the system finds it].
     #[arg(long, value_name = "PATH")]
     onnxruntime: Option<PathBuf>,
+    /// Measure again, up to N times, where other processes kept more than 0.15 cores busy; the calmest measurement counts.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    retries: usize,
     /// Only the encoders with this in their names; may be repeated.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
@@ -181,6 +184,7 @@ fn encode(args: &EncodeArgs) -> Result<()> {
         caches: or_default(&args.caches, &[Caches::Hot, Caches::Flushed]),
         k: args.peers.k as usize,
         effort: if quick { Effort::QUICK } else { Effort::FULL },
+        retries: args.peers.retries,
         only: args.peers.only.clone(),
     };
     check_k(options.k, &options.shapes)?;
@@ -205,6 +209,7 @@ fn scale(args: &ScalingArgs) -> Result<()> {
         threads: args.threads,
         k: args.peers.k as usize,
         effort: if args.quick { Effort::QUICK } else { Effort::FULL },
+        retries: args.peers.retries,
         only: args.peers.only.clone(),
     };
     let sweeps = scaling::sweeps(args.d_model);
