@@ -326,6 +326,35 @@ fn the_path_is_chosen_by_batch_and_model() {
     assert_eq!(forced.copy_bytes, bytes);
 }
 
+/// Where all rows tie, nothing can be ruled out; the encoder notices, and results stay what they are.
+#[test]
+fn screening_pauses_where_it_rules_out_nothing() {
+    let shape = Shape::Kron { heads: 256, base: 4, extension: 4 };
+    let d = 512;
+    let mut rng = Rng(21);
+    let row = rng.vec(d);
+    let weights: Vec<f32> = (0..shape.rows()).flat_map(|_| row.iter().map(|w| w.abs())).collect();
+    let sae = model(shape, d, Selection::TopK(5), &weights, &vec![0.0; shape.rows()], Dtype::Bf16);
+    let isa = Isa::detect().unwrap();
+    let mut auto = encoder(&sae, EncodePath::Auto, 1, isa);
+    let mut plain = encoder(&sae, EncodePath::Plain, 1, isa);
+    let forced = std::env::var_os("KRONSAE_ENCODE").is_some_and(|value| !value.is_empty());
+    if auto.screening().is_none() || forced {
+        eprintln!("nothing is screened by choice here; nothing to check");
+        return;
+    }
+    let x: Vec<f32> = row.iter().map(|w| w.abs()).collect();
+    let expected = encode(&mut plain, &x);
+    for _ in 0..3 {
+        assert_eq!(encode(&mut auto, &x), expected);
+        assert_eq!(auto.screening().unwrap().recomputed_rows, shape.rows(), "the first call alone is screened");
+    }
+    for _ in 0..100 {
+        assert_eq!(encode(&mut auto, &x), expected);
+    }
+    assert_eq!(auto.screening().unwrap().recomputed_rows, 2 * shape.rows(), "and tried again later");
+}
+
 /// The selection that follows gets zeros where rows were ruled out; no rule may select them.
 #[test]
 fn zeros_are_never_selected() {

@@ -23,8 +23,8 @@ pub enum EncodePath {
 const MOST_SCREENED: usize = 64;
 /// As above without AMX, where 32 rows take four fifths.
 const MOST_SCREENED_VECTORS: usize = 32;
-/// As above without instructions for int8, where arithmetic binds earlier.
-const MOST_SCREENED_AVX2: usize = 4;
+/// As above without instructions for int8, where 8 rows take two thirds and 16 as long.
+const MOST_SCREENED_AVX2: usize = 8;
 /// Encoders of fewer weights stay in a core's cache, where the exact kernel is as fast.
 const LEAST_WEIGHTS: usize = 1 << 20;
 /// In shorter rows there is less to save than the bounds and the second selection cost.
@@ -59,7 +59,7 @@ impl EncodePath {
         match self {
             EncodePath::Plain => 0,
             EncodePath::Screened => usize::MAX,
-            // Without 16-bit multiplications the copy is no faster than the weights.
+            // Without vectors the copy is no faster than the weights.
             EncodePath::Auto if isa.level() == crate::IsaLevel::Portable => 0,
             EncodePath::Auto if weight.cols < LEAST_WIDTH || weight.rows * weight.cols < LEAST_WEIGHTS => 0,
             EncodePath::Auto => match Int8Kernel::best(isa) {
