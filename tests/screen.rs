@@ -5,7 +5,7 @@ mod common;
 
 use common::{Rng, random_sae};
 use kronsae::sae::{Config, Encoder as Shape, EncoderWeights, Matrix, Selection};
-use kronsae::tensor_file::TensorFile;
+use kronsae::tensor_file::{TensorDtype, TensorFile};
 use kronsae::{
     Activations, Aligned, Dtype, EncodePath, EncodeSummary, Encoder, EncoderOptions, Isa, Latents, ROW_NOT_FINITE, Sae,
     Selector, dtype,
@@ -265,30 +265,45 @@ fn real_activations() {
     }
 }
 
-/// A trained model and all activations of the sample: `KRONSAE_MODEL=model.safetensors cargo test --release --test screen
-/// -- --ignored --nocapture`.
+/// A trained model and all shards of a folder, the sample's if none is named: `KRONSAE_MODEL=model.safetensors
+/// KRONSAE_ACTIVATIONS=folder cargo test --release --test screen -- --ignored --nocapture`.
 #[test]
 #[ignore = "needs a trained model, and minutes"]
 fn trained_model_on_all_activations() {
     let path = std::env::var("KRONSAE_MODEL").expect("KRONSAE_MODEL names a model of 576 dimensions");
     let sae = Arc::new(Sae::open(path).unwrap());
     let d = sae.config().d_model;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/sample");
+    let folder = match std::env::var_os("KRONSAE_ACTIVATIONS") {
+        Some(folder) => folder.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("data/sample"),
+    };
     let isa = Isa::detect().unwrap();
     let mut plain = encoder(&sae, EncodePath::Plain, 2, isa);
     let mut screened = encoder(&sae, EncodePath::Screened, 2, isa);
     let mut tokens = 0;
-    for shard in ["train-0", "train-1", "train-2", "train-3", "heldout"] {
-        let file = TensorFile::open(&folder.join(format!("{shard}.safetensors"))).unwrap();
-        let mut bytes = vec![0; file.require("activations").unwrap().bytes];
+    for entry in folder.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "safetensors") {
+            continue;
+        }
+        let file = TensorFile::open(&path).unwrap();
+        let entry = file.require("activations").unwrap();
+        let mut bytes = vec![0; entry.bytes];
         file.read("activations", 0, &mut bytes).unwrap();
-        let mut x = vec![0.0; bytes.len() / 2];
-        dtype::widen(Dtype::F16, &bytes, &mut x);
+        let dtype = match entry.dtype {
+            TensorDtype::F16 => Dtype::F16,
+            TensorDtype::BF16 => Dtype::Bf16,
+            TensorDtype::F32 => Dtype::F32,
+            other => panic!("activations are {other:?}"),
+        };
+        let mut x = vec![0.0; bytes.len() / dtype.size()];
+        dtype::widen(dtype, &bytes, &mut x);
         for batch in x.chunks(d * 1000) {
             assert_eq!(encode(&mut screened, batch), encode(&mut plain, batch));
             tokens += batch.len() / d;
         }
     }
+    assert!(tokens > 0, "no shard in {}", folder.display());
     let rows = screened.screening().unwrap().recomputed_rows as f64;
     let share = rows / (tokens * sae.config().encoder.rows()) as f64;
     eprintln!("{tokens} tokens equal; {:.2} % of the rows recomputed", share * 100.0);
