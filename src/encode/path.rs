@@ -18,8 +18,9 @@ pub enum EncodePath {
     Screened,
 }
 
-/// Batches up to this many rows are screened. Measured (`cargo run --release --example screening`): a single row takes a
-/// third to a sixth of the time, 16 rows half, 64 rows two thirds where there is AMX; larger ones were not measured.
+/// Batches up to this many rows are screened. Measured (`cargo run --release --example screening`): one row takes a
+/// fifth of the time, or two fifths from cold caches, 16 rows half, 64 rows three fifths where there is AMX. Larger ones were
+/// not measured.
 const MOST_SCREENED: usize = 64;
 /// As above without AMX, where 32 rows take four fifths.
 const MOST_SCREENED_VECTORS: usize = 32;
