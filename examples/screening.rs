@@ -74,6 +74,13 @@ fn bandwidth(isa: Isa, threads: usize, bytes: usize) -> f64 {
     bytes as f64 / statistics(times)[1] / 1e9
 }
 
+/// Memory this process has of the system, where that can be asked.
+fn resident() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.map_or_else(|| "unknown".into(), |kb| kb.trim().to_owned())
+}
+
 fn main() -> kronsae::Result<()> {
     let arguments: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
     let argument = |at: usize, default: usize| arguments.get(at).copied().unwrap_or(default);
@@ -91,10 +98,11 @@ fn main() -> kronsae::Result<()> {
     }
     let start = Instant::now();
     let mut plain = Encoder::new(Arc::clone(&sae), EncoderOptions { threads, path: EncodePath::Plain })?;
-    println!("plain encoder made in {:.3} s", start.elapsed().as_secs_f64());
+    println!("plain encoder made in {:.3} s; resident: {}", start.elapsed().as_secs_f64(), resident());
     let start = Instant::now();
     let mut screened = Encoder::new(Arc::clone(&sae), EncoderOptions { threads, path: EncodePath::Screened })?;
-    println!("screened encoder made in {:.3} s, the int8 copy included", start.elapsed().as_secs_f64());
+    let took = start.elapsed().as_secs_f64();
+    println!("screened encoder made in {took:.3} s, the int8 copy included; resident: {}", resident());
 
     let mut rng = Rng(2);
     let mut flush = vec![0_u8; FLUSH];

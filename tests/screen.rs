@@ -5,7 +5,7 @@ mod common;
 
 use common::{Rng, random_sae};
 use kronsae::sae::{Config, Encoder as Shape, EncoderWeights, Matrix, Selection};
-use kronsae::tensor_file::TensorFile;
+use kronsae::tensor_file::{TensorDtype, TensorFile};
 use kronsae::{
     Activations, Aligned, Dtype, EncodePath, EncodeSummary, Encoder, EncoderOptions, Isa, Latents, ROW_NOT_FINITE, Sae,
     Selector, dtype,
@@ -265,30 +265,45 @@ fn real_activations() {
     }
 }
 
-/// A trained model and all activations of the sample: `KRONSAE_MODEL=model.safetensors cargo test --release --test screen
-/// -- --ignored --nocapture`.
+/// A trained model and all shards of a folder, the sample's if none is named: `KRONSAE_MODEL=model.safetensors
+/// KRONSAE_ACTIVATIONS=folder cargo test --release --test screen -- --ignored --nocapture`.
 #[test]
 #[ignore = "needs a trained model, and minutes"]
 fn trained_model_on_all_activations() {
     let path = std::env::var("KRONSAE_MODEL").expect("KRONSAE_MODEL names a model of 576 dimensions");
     let sae = Arc::new(Sae::open(path).unwrap());
     let d = sae.config().d_model;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/sample");
+    let folder = match std::env::var_os("KRONSAE_ACTIVATIONS") {
+        Some(folder) => folder.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("data/sample"),
+    };
     let isa = Isa::detect().unwrap();
     let mut plain = encoder(&sae, EncodePath::Plain, 2, isa);
     let mut screened = encoder(&sae, EncodePath::Screened, 2, isa);
     let mut tokens = 0;
-    for shard in ["train-0", "train-1", "train-2", "train-3", "heldout"] {
-        let file = TensorFile::open(&folder.join(format!("{shard}.safetensors"))).unwrap();
-        let mut bytes = vec![0; file.require("activations").unwrap().bytes];
+    for entry in folder.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "safetensors") {
+            continue;
+        }
+        let file = TensorFile::open(&path).unwrap();
+        let entry = file.require("activations").unwrap();
+        let mut bytes = vec![0; entry.bytes];
         file.read("activations", 0, &mut bytes).unwrap();
-        let mut x = vec![0.0; bytes.len() / 2];
-        dtype::widen(Dtype::F16, &bytes, &mut x);
+        let dtype = match entry.dtype {
+            TensorDtype::F16 => Dtype::F16,
+            TensorDtype::BF16 => Dtype::Bf16,
+            TensorDtype::F32 => Dtype::F32,
+            other => panic!("activations are {other:?}"),
+        };
+        let mut x = vec![0.0; bytes.len() / dtype.size()];
+        dtype::widen(dtype, &bytes, &mut x);
         for batch in x.chunks(d * 1000) {
             assert_eq!(encode(&mut screened, batch), encode(&mut plain, batch));
             tokens += batch.len() / d;
         }
     }
+    assert!(tokens > 0, "no shard in {}", folder.display());
     let rows = screened.screening().unwrap().recomputed_rows as f64;
     let share = rows / (tokens * sae.config().encoder.rows()) as f64;
     eprintln!("{tokens} tokens equal; {:.2} % of the rows recomputed", share * 100.0);
@@ -324,6 +339,35 @@ fn the_path_is_chosen_by_batch_and_model() {
     // 1 byte a weight, 2 a group of 64, and 12 a row.
     let bytes = shape.rows() * 512 * 33 / 32 + shape.rows() * 12;
     assert_eq!(forced.copy_bytes, bytes);
+}
+
+/// Where all rows tie, nothing can be ruled out; the encoder notices, and results stay what they are.
+#[test]
+fn screening_pauses_where_it_rules_out_nothing() {
+    let shape = Shape::Kron { heads: 256, base: 4, extension: 4 };
+    let d = 512;
+    let mut rng = Rng(21);
+    let row = rng.vec(d);
+    let weights: Vec<f32> = (0..shape.rows()).flat_map(|_| row.iter().map(|w| w.abs())).collect();
+    let sae = model(shape, d, Selection::TopK(5), &weights, &vec![0.0; shape.rows()], Dtype::Bf16);
+    let isa = Isa::detect().unwrap();
+    let mut auto = encoder(&sae, EncodePath::Auto, 1, isa);
+    let mut plain = encoder(&sae, EncodePath::Plain, 1, isa);
+    let forced = std::env::var_os("KRONSAE_ENCODE").is_some_and(|value| !value.is_empty());
+    if auto.screening().is_none() || forced {
+        eprintln!("nothing is screened by choice here; nothing to check");
+        return;
+    }
+    let x: Vec<f32> = row.iter().map(|w| w.abs()).collect();
+    let expected = encode(&mut plain, &x);
+    for _ in 0..3 {
+        assert_eq!(encode(&mut auto, &x), expected);
+        assert_eq!(auto.screening().unwrap().recomputed_rows, shape.rows(), "the first call alone is screened");
+    }
+    for _ in 0..100 {
+        assert_eq!(encode(&mut auto, &x), expected);
+    }
+    assert_eq!(auto.screening().unwrap().recomputed_rows, 2 * shape.rows(), "and tried again later");
 }
 
 /// The selection that follows gets zeros where rows were ruled out; no rule may select them.

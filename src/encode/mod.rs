@@ -32,6 +32,11 @@ const TILE_TOKENS: usize = 48;
 /// Rows that one thread takes at a time: a few cache lines of output, a first-level cache of weights.
 const BLOCK_ROWS: usize = 16;
 
+/// If more than one row in so many was left by screening, it did not pay.
+const MOST_RESCORED: usize = 4;
+/// Calls that are not screened then.
+const PAUSE: u32 = 100;
+
 /// How an [`Encoder`] works.
 #[derive(Debug, Clone, Copy)]
 pub struct EncoderOptions {
@@ -87,6 +92,10 @@ pub struct Encoder {
     screener: Option<Screener>,
     /// Batches of at most so many rows are screened.
     most_screened: usize,
+    /// Whether screening was chosen here, and may be given up where it rules out little.
+    adapts: bool,
+    /// Calls that take the plain path before screening is tried again.
+    pause: u32,
 }
 
 /// What the threads of a call count together.
@@ -139,7 +148,19 @@ impl Encoder {
             0 => None,
             _ => Screener::new(&sae, isa, &mut pool, tile_tokens)?,
         };
-        Ok(Encoder { isa, pool, selectors, x, y, tile_tokens, screener, most_screened, sae })
+        Ok(Encoder {
+            isa,
+            pool,
+            selectors,
+            x,
+            y,
+            tile_tokens,
+            screener,
+            most_screened,
+            adapts: path == EncodePath::Auto,
+            pause: 0,
+            sae,
+        })
     }
 
     /// The model.
@@ -187,12 +208,20 @@ impl Encoder {
         let counts = Counts::default();
         let out = out.shared();
         match &mut self.screener {
-            Some(screener) if x.rows() <= self.most_screened => {
+            Some(screener) if x.rows() <= self.most_screened && self.pause == 0 => {
+                let before = screener.rescored();
                 let Encoder { sae, isa, pool, selectors, x: tile_x, y: tile_y, .. } = self;
                 let parts = Parts { sae, isa: *isa, pool, selectors, x: tile_x, y: tile_y };
                 screener.encode(parts, x, &out, &counts)?;
+                let computed = screener.rescored() - before;
+                if self.adapts && computed > x.rows() * self.sae.config().encoder.rows() / MOST_RESCORED {
+                    self.pause = PAUSE;
+                }
             }
-            _ => self.encode_plain(x, &out, &counts)?,
+            _ => {
+                self.pause = self.pause.saturating_sub(1);
+                self.encode_plain(x, &out, &counts)?;
+            }
         }
         Ok(EncodeSummary { skipped_rows: counts.skipped.into_inner(), truncated_rows: counts.truncated.into_inner() })
     }

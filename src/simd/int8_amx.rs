@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 /// Tokens of one step.
 pub(super) const TOKENS: usize = 16;
 /// With fewer tokens than this, a step is slower than `vpdpbusd`.
-const LEAST: usize = 8;
+const LEAST: usize = 12;
 
 /// Proof of AMX for int8, granted to this process, and of AVX-512 with VNNI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,8 +101,13 @@ unsafe fn step(block: Int8Block<'_>, tokens: Int8Tokens<'_>, token: usize, out: 
                 sums[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), by, sums[t]);
             }
         }
-        for (t, out) in out.iter_mut().enumerate() {
-            _mm512_storeu_ps(out.product.as_mut_ptr(), sums[t]);
+        // By constant indices, so that the sums above are registers.
+        let mut all = [[0.0_f32; BLOCK_ROWS]; TOKENS];
+        for t in 0..TOKENS {
+            _mm512_storeu_ps(all[t].as_mut_ptr(), sums[t]);
+        }
+        for (out, product) in out.iter_mut().zip(all) {
+            out.product = product;
         }
         // In parts that fit the registers.
         const PART: usize = 8;

@@ -1,6 +1,7 @@
 //! 16 lanes as an array: right on every CPU, and left to the compiler to vectorise.
 
-use super::{F32x16, Term, Tile, Weight, gathered_dots_body, gathered_sum_body, picked_body, rows_by_tokens};
+use super::picked::picked_body;
+use super::{F32x16, Term, Tile, Weight, gathered_dots_body, gathered_sum_body, rows_by_tokens};
 use std::ops::Range;
 
 #[derive(Clone, Copy)]

@@ -1,6 +1,7 @@
 //! The x86-64 instruction sets: 16 lanes as two AVX registers or one AVX-512 register.
 
-use super::{F32x16, Term, Tile, gathered_dots_body, gathered_sum_body, picked_body, rows_by_tokens};
+use super::picked::picked_body;
+use super::{F32x16, Term, Tile, gathered_dots_body, gathered_sum_body, rows_by_tokens};
 use std::arch::x86_64::*;
 use std::ops::Range;
 

@@ -2,7 +2,7 @@
 
 use crate::data::{Dataset, TokenText};
 use crate::stream::{check_rows, encode_rows};
-use kronsae::{Activations, Encoder, EncoderOptions, Error, Latents, Result, Sae};
+use kronsae::{Activations, EncodePath, Encoder, EncoderOptions, Error, Latents, Result, Sae};
 use serde::Serialize;
 use std::collections::HashSet;
 use std::ops::Range;
@@ -189,8 +189,9 @@ pub fn token_latents(
         }
         data.read(row, 1, x)?;
     }
-    let mut encoder =
-        Encoder::new(Arc::clone(sae), EncoderOptions { threads: options.threads, ..EncoderOptions::default() })?;
+    // One call: an int8 copy of the weights would take longer to make than it saves.
+    let options_once = EncoderOptions { threads: options.threads, path: EncodePath::Plain };
+    let mut encoder = Encoder::new(Arc::clone(sae), options_once)?;
     let mut latents = Latents::new(rows.len(), sae.config().selection.capacity())?;
     encoder.encode(Activations::from_f32(&x, d)?, &mut latents.as_mut())?;
     let each = |(at, &row): (usize, &usize)| {

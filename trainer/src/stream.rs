@@ -2,7 +2,7 @@
 //! encoding and calibration have in common.
 
 use crate::data::Dataset;
-use kronsae::{Activations, Aligned, Encoder, EncoderOptions, Error, Latents, Result, Sae};
+use kronsae::{Activations, Aligned, EncodePath, Encoder, EncoderOptions, Error, Latents, Result, Sae};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -79,7 +79,8 @@ pub fn encode_rows(
     let d = sae.config().d_model;
     let capacity = sae.config().selection.capacity();
     let tokens = chunk_tokens(d.max(capacity)).min(rows.len());
-    let mut encoder = Encoder::new(Arc::clone(sae), EncoderOptions { threads, ..EncoderOptions::default() })?;
+    // Chunks are large: an int8 copy of the weights would not be used.
+    let mut encoder = Encoder::new(Arc::clone(sae), EncoderOptions { threads, path: EncodePath::Plain })?;
     let mut latents = Latents::new(tokens, capacity)?;
     let mut x = Aligned::zeroed(tokens * d, "a chunk of tokens")?;
     let mut start = rows.start;

@@ -139,7 +139,7 @@ impl Screener {
                     unsafe {
                         let to = tile_x.slice(t * x_stride..(t + 1) * x_stride);
                         x.widen_row(start + t, to);
-                        tokens16.prepare(isa, copy.bound(), t, &to[..weight.cols]);
+                        tokens16.prepare(isa, copy.bound(), t, tokens, &to[..weight.cols]);
                     }
                 }
                 worker.wait();

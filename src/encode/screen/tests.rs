@@ -76,7 +76,7 @@ fn bounds(copy: &Int8Copy, kernel: Int8Kernel, isa: Isa, rows: usize, x: &[f32])
     let shared = tokens.shared();
     // SAFETY: there is one thread.
     let in16 = unsafe {
-        shared.prepare(isa, copy.bound(), 0, x);
+        shared.prepare(isa, copy.bound(), 0, 1, x);
         if !shared.covered(0) {
             return None;
         }

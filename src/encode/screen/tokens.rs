@@ -110,14 +110,21 @@ impl Tokens {
 }
 
 impl SharedTokens<'_> {
-    /// Rounds token `t`, whose elements are `x`.
+    /// Tokens that lie side by side in a group when there are `count`: few lie densely, so that all groups of one token do
+    /// not compete for the same few sets of the first-level cache; many are rounded up to what AMX takes at a time.
+    fn width(&self, count: usize) -> usize {
+        if count < 8 { count } else { count.next_multiple_of(16).min(self.capacity) }
+    }
+
+    /// Rounds token `t` of `count`, whose elements are `x`.
     ///
     /// # Safety
     /// Nobody else may access token `t` meanwhile.
-    pub(super) unsafe fn prepare(&self, isa: Isa, bound: &Bound, t: usize, x: &[f32]) {
+    pub(super) unsafe fn prepare(&self, isa: Isa, bound: &Bound, t: usize, count: usize, x: &[f32]) {
+        let width = self.width(count);
         let mut total = Total::default();
         for (g, x) in x.chunks(GROUP).enumerate() {
-            let part = g * self.capacity + t;
+            let part = g * width + t;
             // SAFETY: the caller's promise: parts of token t.
             unsafe {
                 let planes = self.planes.slice(part * 2 * GROUP..(part + 1) * 2 * GROUP);
@@ -144,7 +151,8 @@ impl SharedTokens<'_> {
     /// Nobody may write any token while the result lives.
     pub(super) unsafe fn read(&self, count: usize) -> Int8Tokens<'_> {
         assert!(count <= self.capacity, "more tokens than there is room for");
-        let parts = self.groups * self.capacity;
+        let width = self.width(count);
+        let parts = self.groups * width;
         // SAFETY: the caller's promise; of the other tokens nothing is read through the result.
         unsafe {
             Int8Tokens {
@@ -152,7 +160,7 @@ impl SharedTokens<'_> {
                 whole: self.whole.read(0..parts * GROUP),
                 of: self.of.read(0..parts),
                 groups: self.groups,
-                capacity: self.capacity,
+                capacity: width,
                 count,
             }
         }
