@@ -85,6 +85,7 @@ fn main() -> kronsae::Result<()> {
     let arguments: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
     let argument = |at: usize, default: usize| arguments.get(at).copied().unwrap_or(default);
     let (threads, d, heads) = (argument(0, 1), argument(1, 2304), argument(2, 4096));
+    kronsae::Amx::request();
     let isa = Isa::detect()?;
     let sae = Arc::new(model(d, heads)?);
     let weights = sae.config().encoder.rows() * d;

@@ -41,6 +41,8 @@ fn encode(encoder: &mut Encoder, x: &[f32]) -> Result {
 }
 
 fn encoder(sae: &Arc<Sae>, path: EncodePath, threads: usize, isa: Isa) -> Encoder {
+    // So that AMX is tested where there is any.
+    kronsae::Amx::request();
     Encoder::with_isa(Arc::clone(sae), EncoderOptions { threads, path }, isa).unwrap()
 }
 

@@ -31,33 +31,59 @@ pub struct AmxWeights {
 }
 
 impl Amx {
-    /// Asks the CPU and the system. The first call of a process requests the tile registers from the kernel.
+    /// AMX, if the CPU has it and this process has been allowed to use it: by [`Amx::request`], or by whatever else in
+    /// the process asked before.
     #[must_use]
     pub fn detect(isa: Isa) -> Option<Self> {
-        (isa.level() == super::Level::Avx512 && granted()).then_some(Amx { isa })
+        (isa.level() == super::Level::Avx512 && system::has_amx() && system::is_allowed()).then_some(Amx { isa })
+    }
+
+    /// Asks the system to let this process use AMX; whether it may now.
+    ///
+    /// The permission is the process's, for good, and with it alternate signal stacks must be some kilobytes larger, or
+    /// `sigaltstack` refuses them. So the library never asks by itself: that is for the program to decide. (Inference
+    /// engines that use AMX have asked already.)
+    pub fn request() -> bool {
+        system::has_amx() && (system::is_allowed() || system::ask())
     }
 }
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn granted() -> bool {
-    use std::sync::OnceLock;
-    static GRANTED: OnceLock<bool> = OnceLock::new();
-    *GRANTED.get_or_init(|| {
+mod system {
+    const ARCH_GET_XCOMP_PERM: libc::c_long = 0x1022;
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+
+    /// Tiles, and their products of bf16.
+    pub(super) fn has_amx() -> bool {
         let leaf = std::arch::x86_64::__cpuid_count(7, 0);
-        let (tile, bf16) = (leaf.edx >> 24 & 1, leaf.edx >> 22 & 1);
-        if tile == 0 || bf16 == 0 {
-            return false;
-        }
-        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-        const XFEATURE_XTILEDATA: libc::c_long = 18;
+        (leaf.edx >> 24) & 1 == 1 && (leaf.edx >> 22) & 1 == 1
+    }
+
+    pub(super) fn is_allowed() -> bool {
+        let mut features = 0_u64;
+        // SAFETY: arch_prctl with this request writes 8 bytes to a valid u64. Kernels that do not know it return an error.
+        let done = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_GET_XCOMP_PERM, &raw mut features) };
+        done == 0 && (features >> XFEATURE_XTILEDATA) & 1 == 1
+    }
+
+    pub(super) fn ask() -> bool {
         // SAFETY: arch_prctl with this request takes a number and touches no memory of ours. Refused, it returns an error.
         unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
-    })
+    }
 }
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-fn granted() -> bool {
-    false
+mod system {
+    pub(super) fn has_amx() -> bool {
+        false
+    }
+    pub(super) fn is_allowed() -> bool {
+        false
+    }
+    pub(super) fn ask() -> bool {
+        false
+    }
 }
 
 /// Rounds to nearest even. NaN and infinity stay what they are.
@@ -296,6 +322,7 @@ mod tests {
 
     #[test]
     fn products_are_those_of_rounded_inputs() {
+        Amx::request();
         let Some(amx) = Isa::available().last().and_then(Amx::detect) else {
             eprintln!("no AMX here; nothing to check");
             return;

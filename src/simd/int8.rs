@@ -230,6 +230,7 @@ mod tests {
                         .flat_map(|s| s.product.iter().chain(&s.norm).chain(&s.error).map(|v| v.to_bits()))
                         .collect()
                 };
+                crate::simd::Amx::request();
                 for isa in Isa::available() {
                     for kernel in Int8Kernel::all(isa) {
                         let mut out = vec![Sums::ZERO; count];

@@ -29,6 +29,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // A program of its own may decide that for its process; the library leaves it to its host.
+    kronsae::Amx::request();
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run_command(*args),

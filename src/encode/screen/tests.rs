@@ -102,6 +102,7 @@ fn check_bounds(weight: &Matrix, bias: &[f32], x: &[f32]) -> f64 {
     let (rows, cols) = (weight.rows(), weight.cols());
     let mut padded_x = vec![0.0; padded(cols)];
     padded_x[..cols].copy_from_slice(x);
+    crate::simd::Amx::request();
     let best = Isa::detect().unwrap();
     let mut canonical = vec![0.0; rows];
     crate::pre_activations(best, weight.as_ref(), bias, &padded_x, padded(cols), 1, 0..rows, &mut canonical, rows);
@@ -228,6 +229,7 @@ fn wins_by_less_than_the_error(shape: Shape, cols: usize) -> (Arc<Sae>, Vec<f32>
 #[test]
 fn halved_bounds_change_results() {
     let cols = 640;
+    crate::simd::Amx::request();
     for shape in [Shape::Dense { latents: 40 }, Shape::Kron { heads: 6, base: 2, extension: 2 }] {
         for isa in Isa::available() {
             let (sae, x) = wins_by_less_than_the_error(shape, cols);

@@ -41,8 +41,8 @@ impl Shape {
 
 /// One encoder under measurement.
 pub trait Contender {
-    /// Bytes of the weights that a call reads at least once.
-    fn weight_bytes(&self) -> u64;
+    /// Bytes of the weights that a call of `tokens` tokens reads at least once.
+    fn weight_bytes(&self, tokens: usize) -> u64;
 
     /// Rows of the encoder matrix that it multiplies by: 2 * rows * d operations a token.
     fn rows(&self) -> usize;

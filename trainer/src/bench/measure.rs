@@ -127,7 +127,7 @@ mod tests {
     struct Fake(usize, usize);
 
     impl Contender for Fake {
-        fn weight_bytes(&self) -> u64 {
+        fn weight_bytes(&self, _tokens: usize) -> u64 {
             1
         }
         fn rows(&self) -> usize {

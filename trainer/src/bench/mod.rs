@@ -123,7 +123,7 @@ struct ReaderContender {
 }
 
 impl Contender for ReaderContender {
-    fn weight_bytes(&self) -> u64 {
+    fn weight_bytes(&self, _tokens: usize) -> u64 {
         self.bytes
     }
 
@@ -216,7 +216,8 @@ fn assemble(
         }
     }
     if let Some(first) = contenders.first() {
-        let bytes = first.weight_bytes();
+        // What the floor of a single token is: reading the weights, or the copy of them that is read instead.
+        let bytes = first.weight_bytes(1);
         names.push(READER);
         contenders.push(Box::new(ReaderContender { reader: Reader::new(bytes as usize, threads)?, bytes }));
     }
@@ -251,7 +252,7 @@ impl Situation<'_> {
         // Where the first of the list is left out, there is nobody to compare with.
         let first = times.first().filter(|_| names[0] == CONTENDERS[0].0).and_then(|t| t.as_ref().ok()).copied();
         let read = match (contenders.last(), times.last()) {
-            (Some(reader), Some(Ok(times))) => Some(rate(reader.weight_bytes() as f64, times)),
+            (Some(reader), Some(Ok(times))) => Some(rate(reader.weight_bytes(self.batch) as f64, times)),
             _ => None,
         };
         for (at, times) in times.into_iter().enumerate() {
@@ -263,7 +264,7 @@ impl Situation<'_> {
                 }
             };
             let contender = &contenders[at];
-            let bytes = rate(contender.weight_bytes() as f64, &times);
+            let bytes = rate(contender.weight_bytes(self.batch) as f64, &times);
             let operations = 2.0 * (self.batch * contender.rows()) as f64 * self.shape.d_model as f64;
             let gigaops = (contender.rows() > 0).then(|| rate(operations, &times));
             let compared = at > 0 && names[at] != READER;

@@ -28,7 +28,7 @@ impl OnnxContender {
 }
 
 impl Contender for OnnxContender {
-    fn weight_bytes(&self) -> u64 {
+    fn weight_bytes(&self, _tokens: usize) -> u64 {
         self.rows as u64 * self.d_model as u64 * 4
     }
 

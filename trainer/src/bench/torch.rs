@@ -126,7 +126,7 @@ impl Drop for TorchModel {
 }
 
 impl Contender for TorchModel {
-    fn weight_bytes(&self) -> u64 {
+    fn weight_bytes(&self, _tokens: usize) -> u64 {
         self.rows as u64 * self.d_model as u64 * 2
     }
 

@@ -319,10 +319,13 @@ impl Backend for CpuBackend {
 /// # Errors
 /// As [`Isa::detect`].
 pub fn fastest_precision() -> Result<Precision> {
+    // The trainer is a program of its own, and may decide that for its process.
+    Amx::request();
     Ok(if Amx::detect(Isa::detect()?).is_some() { Precision::Bf16 } else { Precision::F32 })
 }
 
 fn bf16(isa: Isa) -> Result<Amx> {
+    Amx::request();
     Amx::detect(isa).ok_or_else(|| {
         Error::new(
             Status::Unsupported,
