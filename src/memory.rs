@@ -1,11 +1,31 @@
 //! Aligned memory whose size may come from a file or a caller: allocated fallibly, zeroed, never grown.
 
 use crate::error::{Error, Result};
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 
 /// Alignment of all weights and workspaces: a cache line, and one AVX-512 register.
 pub const ALIGNMENT: usize = 64;
+
+/// The size of a huge page. Arrays of at least two of them ask for such pages: weights are read whole at every call, and
+/// with pages of 4 KB the walks of the page table cost more than a call of the encoder can hide.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// The layout of an array of `bytes` bytes; None where that is not a size.
+fn layout_of(bytes: usize) -> Option<Layout> {
+    Layout::from_size_align(bytes, if bytes >= 2 * HUGE_PAGE { HUGE_PAGE } else { ALIGNMENT }).ok()
+}
+
+/// Asks for huge pages; where the system has none to give, nothing changes.
+fn advise_huge_pages(start: *mut u8, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: advice about memory that is ours; it changes no content, and its failure changes nothing.
+    unsafe {
+        libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (start, bytes);
+}
 
 /// Element types that [`Aligned`] may hold: plain numbers, for which all bytes zero is a value.
 ///
@@ -46,10 +66,15 @@ impl<T: Plain> Aligned<T> {
             return Ok(Aligned { pointer: NonNull::dangling(), len: 0 });
         }
         let bytes = len.saturating_mul(size_of::<T>());
-        let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| Error::out_of_memory(what, bytes))?;
+        let layout = layout_of(bytes).ok_or_else(|| Error::out_of_memory(what, bytes))?;
         // SAFETY: the layout has a non-zero size (len > 0, T is not zero-sized).
-        let raw = unsafe { alloc_zeroed(layout) };
+        let raw = unsafe { alloc(layout) };
         let pointer = NonNull::new(raw.cast::<T>()).ok_or_else(|| Error::out_of_memory(what, bytes))?;
+        if layout.align() == HUGE_PAGE {
+            advise_huge_pages(raw, bytes);
+        }
+        // SAFETY: the allocation is `bytes` long. Written only now, so that the first touch finds the advice.
+        unsafe { raw.write_bytes(0, bytes) };
         Ok(Aligned { pointer, len })
     }
 
@@ -78,10 +103,9 @@ impl<T: Plain> std::ops::DerefMut for Aligned<T> {
 impl<T: Plain> Drop for Aligned<T> {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: the same size and alignment were accepted by Layout when this was allocated.
-            unsafe {
-                let layout = Layout::from_size_align_unchecked(self.len * size_of::<T>(), ALIGNMENT);
-                dealloc(self.pointer.as_ptr().cast::<u8>(), layout);
+            if let Some(layout) = layout_of(self.len * size_of::<T>()) {
+                // SAFETY: allocated by this allocator with the layout that the same function gave for the same size.
+                unsafe { dealloc(self.pointer.as_ptr().cast::<u8>(), layout) }
             }
         }
     }
