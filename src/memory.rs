@@ -102,11 +102,11 @@ impl<T: Plain> std::ops::DerefMut for Aligned<T> {
 
 impl<T: Plain> Drop for Aligned<T> {
     fn drop(&mut self) {
-        if self.len > 0 {
-            if let Some(layout) = layout_of(self.len * size_of::<T>()) {
-                // SAFETY: allocated by this allocator with the layout that the same function gave for the same size.
-                unsafe { dealloc(self.pointer.as_ptr().cast::<u8>(), layout) }
-            }
+        if self.len > 0
+            && let Some(layout) = layout_of(self.len * size_of::<T>())
+        {
+            // SAFETY: allocated by this allocator with the layout that the same function gave for the same size.
+            unsafe { dealloc(self.pointer.as_ptr().cast::<u8>(), layout) }
         }
     }
 }
