@@ -97,13 +97,14 @@ unsafe impl Versioned for kronsae_encoder_options {
     const FIRST_SIZE: usize = offset_of!(Self, threads) + size_of::<u32>();
 }
 
-/// Makes an encoder: allocates its workspace, starts its threads.
+/// Makes an encoder: allocates its workspace, starts its threads. The first encoder of a model whose small batches are worth
+/// it also makes an int8 copy of the weights, about a byte a weight, which all encoders of that model share.
 ///
 /// options: NULL for defaults. out: receives the encoder, to be freed with `kronsae_encoder_destroy`; NULL on failure.
 ///
 /// Errors: `KRONSAE_STATUS_OUT_OF_MEMORY` if there is no memory or the system gives no thread;
-/// `KRONSAE_STATUS_UNSUPPORTED` if the environment variable KRONSAE_ISA names an instruction set this CPU lacks;
-/// `KRONSAE_STATUS_INVALID_ARGUMENT`.
+/// `KRONSAE_STATUS_UNSUPPORTED` if the environment variable KRONSAE_ISA names an instruction set this CPU lacks, or
+/// KRONSAE_ENCODE something other than plain or screened; `KRONSAE_STATUS_INVALID_ARGUMENT`.
 ///
 /// Threads: any number at once.
 ///

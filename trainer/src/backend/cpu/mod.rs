@@ -13,7 +13,7 @@ mod pairs;
 mod revive;
 mod update;
 
-use super::{Backend, Parameter, Precision, StepInput, StepSettings, StepStats, TrainState};
+use super::{Backend, Precision, StepInput, StepSettings, StepStats, TrainState};
 use forward::{Scratch, Sums, Token};
 use kronsae::sae::{Encoder, Selection};
 use kronsae::threads::{Divided, Pool};
@@ -332,12 +332,4 @@ fn bf16(isa: Isa) -> Result<Amx> {
             "--precision bf16 needs a CPU with AMX (and KRONSAE_ISA not below avx512); use --precision f32 or auto",
         )
     })
-}
-
-impl Parameter {
-    /// Bytes of the value and both moments.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        3 * 4 * self.value.len()
-    }
 }
