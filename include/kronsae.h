@@ -378,6 +378,12 @@ typedef struct kronsae_steer_term {
 /** A bug inside the library was caught. Please report it with its message. */
 #define KRONSAE_STATUS_INTERNAL 9
 
+/** What was waited for did not happen in the given time; nothing is lost, and it may be waited for again. */
+#define KRONSAE_STATUS_TIMEOUT 10
+
+/** A bounded queue has no room at the moment; nothing was done, and it may be tried again. */
+#define KRONSAE_STATUS_FULL 11
+
 /** A bug inside the library was caught. */
 #define KRONSAE_LOG_ERROR 1
 

@@ -28,6 +28,10 @@ pub enum Status {
     Forked = 8,
     /// A bug inside the library was caught (a panic).
     Internal = 9,
+    /// What was waited for did not happen in the given time; nothing is lost, and it may be waited for again.
+    Timeout = 10,
+    /// A bounded queue has no room at the moment; nothing was done, and it may be tried again.
+    Full = 11,
 }
 
 impl Status {
@@ -45,6 +49,8 @@ impl Status {
             Status::Poisoned => "poisoned by an earlier panic",
             Status::Forked => "used after fork",
             Status::Internal => "internal error",
+            Status::Timeout => "timed out",
+            Status::Full => "queue full",
         }
     }
 }

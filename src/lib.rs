@@ -29,6 +29,7 @@
 //! all this is `include/kronsae.h`; training is the `kronsae` command, in a crate of its own.
 
 pub mod dtype;
+pub mod monitor;
 pub mod sae;
 pub mod tensor_file;
 pub mod threads;

@@ -27,9 +27,13 @@ pub const KRONSAE_STATUS_POISONED: kronsae_status = 7;
 pub const KRONSAE_STATUS_FORKED: kronsae_status = 8;
 /// A bug inside the library was caught. Please report it with its message.
 pub const KRONSAE_STATUS_INTERNAL: kronsae_status = 9;
+/// What was waited for did not happen in the given time; nothing is lost, and it may be waited for again.
+pub const KRONSAE_STATUS_TIMEOUT: kronsae_status = 10;
+/// A bounded queue has no room at the moment; nothing was done, and it may be tried again.
+pub const KRONSAE_STATUS_FULL: kronsae_status = 11;
 
 /// Every status, the number it has in C, its name.
-pub(super) const TABLE: [(Status, kronsae_status, &CStr); 10] = [
+pub(super) const TABLE: [(Status, kronsae_status, &CStr); 12] = [
     (Status::Ok, KRONSAE_STATUS_OK, c"ok"),
     (Status::InvalidArgument, KRONSAE_STATUS_INVALID_ARGUMENT, c"invalid argument"),
     (Status::Io, KRONSAE_STATUS_IO, c"input/output error"),
@@ -40,6 +44,8 @@ pub(super) const TABLE: [(Status, kronsae_status, &CStr); 10] = [
     (Status::Poisoned, KRONSAE_STATUS_POISONED, c"poisoned by an earlier panic"),
     (Status::Forked, KRONSAE_STATUS_FORKED, c"used after fork"),
     (Status::Internal, KRONSAE_STATUS_INTERNAL, c"internal error"),
+    (Status::Timeout, KRONSAE_STATUS_TIMEOUT, c"timed out"),
+    (Status::Full, KRONSAE_STATUS_FULL, c"queue full"),
 ];
 
 /// A short name of a status, for logs: "invalid argument". "unknown status" for a number this library does not know.
