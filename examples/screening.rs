@@ -135,7 +135,7 @@ fn main() -> kronsae::Result<()> {
                 Some(s) => {
                     let share = (s.recomputed_rows - before) as f64 / tokens as f64 / rows;
                     // Rows that several tokens need are read once or more; counted here as often as computed.
-                    let copy = s.copy_bytes as f64 * batch.div_ceil(48) as f64;
+                    let copy = s.copy_bytes[usize::from(batch > 8)] as f64 * batch.div_ceil(s.tile_rows) as f64;
                     (share, copy + share * 4.0 * weights as f64 * batch as f64)
                 }
                 None => (1.0, 4.0 * weights as f64),

@@ -338,9 +338,10 @@ fn the_path_is_chosen_by_batch_and_model() {
     let sae = Arc::new(random_sae(shape, 512, Selection::TopK(5), Dtype::Bf16, &mut rng));
     let forced = encoder(&sae, EncodePath::Screened, 1, isa).screening().unwrap();
     assert_eq!(forced.most_rows, usize::MAX);
-    // 1 byte a weight, 2 a group of 64, and 12 a row.
-    let bytes = shape.rows() * 512 * 33 / 32 + shape.rows() * 12;
-    assert_eq!(forced.copy_bytes, bytes);
+    // 1 byte a weight and 20 a row in one plane.
+    assert_eq!(forced.copy_bytes[0], shape.rows() * (512 + 20));
+    // Both planes, their rows at an odd number of cache lines.
+    assert_eq!(forced.held_bytes, shape.rows() * (2 * 576 + 20) + 512 * 4);
 }
 
 /// Where all rows tie, nothing can be ruled out; the encoder notices, and results stay what they are.

@@ -28,7 +28,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Tokens whose pre-activations exist at a time.
-const TILE_TOKENS: usize = 48;
+const TILE_TOKENS: usize = 64;
+/// Of these, those that the plain path takes at a time: a multiple of what its kernel has in registers.
+const PLAIN_TOKENS: usize = 48;
 /// Rows that one thread takes at a time: a few cache lines of output, a first-level cache of weights.
 const BLOCK_ROWS: usize = 16;
 
@@ -67,8 +69,15 @@ pub struct EncodeSummary {
 pub struct Screening {
     /// Batches of at most so many rows are screened.
     pub most_rows: usize,
-    /// Bytes of the int8 copy, with its scales and bounds, that each pass over it reads.
-    pub copy_bytes: usize,
+    /// Bytes that a pass over the int8 copy reads, with its scales and bounds: for a single row, and for
+    /// [`Screening::tile_rows`].
+    pub copy_bytes: [usize; 2],
+    /// Bytes of memory that the copy takes, for all encoders of a model together.
+    pub held_bytes: usize,
+    /// Rows that one pass serves, at most.
+    pub tile_rows: usize,
+    /// Encoder rows whose bounds were narrowed by the second int8 plane, of all tokens since the encoder was made.
+    pub refined_rows: usize,
     /// Encoder rows that screening left to be computed exactly, of all tokens since the encoder was made.
     pub recomputed_rows: usize,
 }
@@ -180,7 +189,10 @@ impl Encoder {
     pub fn screening(&self) -> Option<Screening> {
         self.screener.as_ref().map(|screener| Screening {
             most_rows: self.most_screened,
-            copy_bytes: screener.copy_bytes(),
+            copy_bytes: [1, screener.tile_tokens()].map(|tokens| screener.copy_bytes(tokens)),
+            held_bytes: screener.held_bytes(),
+            tile_rows: screener.tile_tokens(),
+            refined_rows: screener.refined(),
             recomputed_rows: screener.rescored(),
         })
     }
@@ -232,7 +244,8 @@ impl Encoder {
         let weight = self.sae.encoder().weight.as_ref();
         let bias = &self.sae.encoder().bias;
         let kron = matches!(config.encoder, crate::sae::Encoder::Kron { .. });
-        let (isa, tile_tokens, x_stride, rows) = (self.isa, self.tile_tokens, padded(weight.cols), weight.rows);
+        let (isa, x_stride, rows) = (self.isa, padded(weight.cols), weight.rows);
+        let tile_tokens = self.tile_tokens.min(PLAIN_TOKENS);
         let tile_x = Divided::of(&mut self.x);
         let tile_y = Divided::of(&mut self.y);
         let selectors = Divided::of(&mut self.selectors);

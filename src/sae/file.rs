@@ -90,11 +90,12 @@ fn read(file: &TensorFile<'_>, options: LoadOptions) -> Result<Sae> {
     } else {
         None
     };
-    let decoder = if options.encoder_only {
-        None
+    let bias_of_decoder = vector(file, DECODER_BIAS, d, NotFinite::Refuse)?;
+    let (decoder, decoder_bias) = if options.encoder_only {
+        (None, Some(bias_of_decoder))
     } else {
-        let bias = vector(file, DECODER_BIAS, d, NotFinite::Refuse)?;
-        Some(DecoderWeights { weight: matrix(file, DECODER_WEIGHT, latents, d)?, bias })
+        let weight = matrix(file, DECODER_WEIGHT, latents, d)?;
+        (Some(DecoderWeights { weight, bias: bias_of_decoder }), None)
     };
 
     let optional = |tensor: &str| -> Result<Option<Aligned<f32>>> {
@@ -113,7 +114,7 @@ fn read(file: &TensorFile<'_>, options: LoadOptions) -> Result<Sae> {
     let calibration = calibrated.then_some(Calibration { rate, mean, quantiles, levels });
 
     let encoder = EncoderWeights { weight, bias, threshold };
-    Ok(Sae { config, encoder, decoder, calibration, derived: super::Derived::default() })
+    Ok(Sae { config, encoder, decoder, calibration, decoder_bias, derived: super::Derived::default() })
 }
 
 /// The dtype of a tensor, whose shape must be `shape`.

@@ -21,6 +21,8 @@ pub struct Sae {
     encoder: EncoderWeights,
     decoder: Option<DecoderWeights>,
     calibration: Option<Calibration>,
+    /// The decoder's bias where the decoder itself was left in the file.
+    decoder_bias: Option<Aligned<f32>>,
     derived: Derived,
 }
 
@@ -130,7 +132,7 @@ impl Sae {
                 )));
             }
         }
-        Ok(Sae { config, encoder, decoder, calibration: None, derived: Derived::default() })
+        Ok(Sae { config, encoder, decoder, calibration: None, decoder_bias: None, derived: Derived::default() })
     }
 
     /// Shape, selection, units, origin.
@@ -149,6 +151,12 @@ impl Sae {
     #[must_use]
     pub fn decoder(&self) -> Option<&DecoderWeights> {
         self.decoder.as_ref()
+    }
+
+    /// A vector near the mean of the activations: the decoder's bias, which training puts there. None for a model made of
+    /// encoder weights alone.
+    pub(crate) fn centre(&self) -> Option<&[f32]> {
+        self.decoder.as_ref().map(|decoder| &*decoder.bias).or(self.decoder_bias.as_deref())
     }
 
     /// The decoder's weights, or an error that says how to have them.

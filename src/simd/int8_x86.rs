@@ -1,6 +1,6 @@
 //! The kernels of [`super::int8`] for x86-64.
 
-use super::int8::{BLOCK_ROWS, GROUP, Int8Block, Int8Tokens, Sums, TILE};
+use super::int8::{BLOCK_ROWS, GROUP, Int8Tokens, Line, Planes};
 use super::{Isa, Level};
 use std::arch::x86_64::*;
 
@@ -12,16 +12,23 @@ pub(crate) struct Avx2Proof(());
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct VnniProof(());
 
-/// Bytes ahead of the weights in use that are asked for: hardware prefetchers stop at the end of each page.
-const AHEAD: usize = 4096;
+/// Rows of a step.
+const ROWS: usize = 4;
+
+/// How far ahead of the rows in use others are asked for: hardware prefetchers stop at the end of each page. Whole steps of
+/// rows, and at least so many bytes.
+fn ahead(stride: usize) -> usize {
+    const LEAST: usize = 8192;
+    LEAST.div_ceil(ROWS * stride) * ROWS * stride
+}
 
 /// Groups of tokens as large as fit the registers, largest first, each by `$f::<T>`.
 macro_rules! by_tokens {
-    ($f:ident, $block:expr, $tokens:expr, $first:expr, $out:expr; $($t:literal),*) => {{
-        let mut token = $first;
+    ($f:ident, $planes:expr, $tokens:expr, $out:expr; $($t:literal),*) => {{
+        let mut token = 0;
         $(
             while $tokens.count - token >= $t {
-                $f::<$t>($block, $tokens, token, &mut $out[token..token + $t]);
+                $f::<$t>($planes, $tokens, token, &mut $out[token..token + $t]);
                 token += $t;
             }
         )*
@@ -33,11 +40,74 @@ impl Avx2Proof {
         (isa.level() >= Level::Avx2).then_some(Avx2Proof(()))
     }
 
-    /// The slices were checked by the caller, [`super::int8::Int8Kernel::block`].
-    pub(super) fn block(self, block: Int8Block<'_>, tokens: Int8Tokens<'_>, out: &mut [Sums]) {
-        // SAFETY: a proof of the instruction set; tokens `token..token + T` are below the count, and all slices are as
-        // long as the count and the stride say.
-        unsafe { by_tokens!(avx2, block, tokens, 0, out; 2, 1) }
+    /// The slices were checked by the caller, [`super::int8::Int8Kernel::coarse`].
+    pub(super) fn coarse(self, planes: Planes<'_>, tokens: Int8Tokens<'_>, out: &mut [Line]) {
+        let width = tokens.groups * GROUP;
+        // SAFETY: a proof of the instruction set; 16 rows of the plane and the tokens below the count are inside.
+        unsafe {
+            for (t, out) in out.iter_mut().enumerate() {
+                let whole = tokens.whole.as_ptr().add(t * width);
+                for r in 0..BLOCK_ROWS {
+                    out[r] =
+                        avx2(planes.high.as_ptr().add(r * planes.stride), whole, width, sum(tokens.sums[t])) as f32;
+                }
+            }
+        }
+    }
+
+    /// The slices were checked by the caller, [`super::int8::Int8Kernel::picked`].
+    pub(super) fn picked(self, planes: Planes<'_>, tokens: Int8Tokens<'_>, t: usize, picks: &[u32], out: &mut [f32]) {
+        let width = tokens.groups * GROUP;
+        // SAFETY: a proof of the instruction set; the rows picked and token t are inside.
+        unsafe {
+            let whole = tokens.whole.as_ptr().add(t * width);
+            for (&row, out) in picks.iter().zip(out) {
+                let at = row as usize * planes.stride;
+                let of = |plane: &[u8]| avx2(plane.as_ptr().add(at), whole, width, sum(tokens.sums[t]));
+                *out = (256 * of(planes.high) + of(planes.low)) as f32;
+            }
+        }
+    }
+}
+
+/// Of a token's elements.
+fn sum([high, low]: [i32; 2]) -> i64 {
+    256 * i64::from(high) + i64::from(low)
+}
+
+/// `sum (row - 128) Z`, given the sum of Z.
+///
+/// # Safety
+/// AVX2 is there; `width` bytes of the row and elements of the token are readable.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(row: *const u8, whole: *const i16, width: usize, sum: i64) -> i64 {
+    /// Columns after which sums of 32 bits go into wider ones: 64 steps of two products of at most 255 * 32,512 < 2^23.
+    const FLUSH: usize = 1024;
+    // SAFETY: loads at columns below `width`, a multiple of 64; prefetching faults nowhere.
+    unsafe {
+        let mut wide = _mm256_setzero_si256();
+        let mut column = 0;
+        while column < width {
+            let end = width.min(column + FLUSH);
+            let mut sums = [_mm256_setzero_si256(); 4];
+            while column < end {
+                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(column + 8192).cast());
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let at = column + 16 * i;
+                    let weights = _mm256_cvtepu8_epi16(_mm_loadu_si128(row.add(at).cast()));
+                    let x = _mm256_loadu_si256(whole.add(at).cast());
+                    *sums = _mm256_add_epi32(*sums, _mm256_madd_epi16(weights, x));
+                }
+                column += GROUP;
+            }
+            for sums in sums {
+                wide = _mm256_add_epi64(wide, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(sums)));
+                wide = _mm256_add_epi64(wide, _mm256_cvtepi32_epi64(_mm256_extracti128_si256::<1>(sums)));
+            }
+        }
+        let mut lanes = [0_i64; 4];
+        _mm256_storeu_si256(lanes.as_mut_ptr().cast(), wide);
+        lanes.iter().sum::<i64>() - 128 * sum
     }
 }
 
@@ -46,154 +116,117 @@ impl VnniProof {
         (isa.level() >= Level::Avx512 && is_x86_feature_detected!("avx512vnni")).then_some(VnniProof(()))
     }
 
-    /// Tokens from `first` on. The slices were checked by the caller, [`super::int8::Int8Kernel::block`].
-    pub(super) fn block_from(self, block: Int8Block<'_>, tokens: Int8Tokens<'_>, first: usize, out: &mut [Sums]) {
-        // SAFETY: as for AVX2.
-        unsafe { by_tokens!(vnni, block, tokens, first, out; 8, 4, 2, 1) }
+    /// The slices were checked by the caller, [`super::int8::Int8Kernel::coarse`].
+    pub(super) fn coarse(self, planes: Planes<'_>, tokens: Int8Tokens<'_>, out: &mut [Line]) {
+        // SAFETY: a proof of the instruction set; tokens `token..token + T` are below the count, and all slices are as
+        // long as the count and the stride say.
+        unsafe { by_tokens!(vnni, planes, tokens, out; 2, 1) }
+    }
+
+    /// The slices were checked by the caller, [`super::int8::Int8Kernel::picked`].
+    pub(super) fn picked(self, planes: Planes<'_>, tokens: Int8Tokens<'_>, t: usize, picks: &[u32], out: &mut [f32]) {
+        // SAFETY: a proof of the instruction set; the rows picked and token t are inside.
+        unsafe { vnni_picked(planes, tokens, t, picks, out) }
     }
 }
 
-/// # Safety
-/// AVX-512 with VNNI is there; tokens `token..token + T` exist, and the block has their groups.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-unsafe fn vnni<const T: usize>(block: Int8Block<'_>, tokens: Int8Tokens<'_>, token: usize, out: &mut [Sums]) {
-    const { assert!(T <= 8) }
-    let groups = tokens.groups;
-    // SAFETY: tiles, scales and parts of tokens are read at group g < groups of tokens below the count, all of them inside
-    // their slices by the caller's promise; prefetching faults nowhere.
-    unsafe {
-        let planes = tokens.planes.as_ptr().add(token * 2 * GROUP);
-        let of = tokens.of.as_ptr().add(token);
-        let mut product = [_mm512_setzero_ps(); T];
-        for g in 0..groups {
-            let tile = block.weights.as_ptr().add(g * TILE);
-            let scale = widen(block.scales.as_ptr().add(g * BLOCK_ROWS));
-            let planes = planes.add(g * tokens.capacity * 2 * GROUP);
-            let of = of.add(g * tokens.capacity);
-            // Two or four chains a plane where there are few tokens: one product waits five cycles for the one before.
-            let mut highs = [[_mm512_setzero_si512(); 4]; T];
-            let mut lows = [[_mm512_setzero_si512(); 4]; T];
-            for t in 0..T {
-                lows[t][0] = _mm512_set1_epi32((*of.add(t)).start);
-            }
-            let chains = match T {
-                1 => 4,
-                2 => 2,
-                _ => 1,
-            };
-            for steps in 0..GROUP / 4 / chains {
-                // The inner loop is unrolled, so that every chain is a register.
-                for chain in 0..chains {
-                    let step = steps * chains + chain;
-                    let weights = _mm512_loadu_si512(tile.add(step * 64).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(step * 64 + AHEAD).cast());
-                    for t in 0..T {
-                        let x = |at: usize| {
-                            _mm512_set1_epi32(planes.add(t * 2 * GROUP + at).cast::<i32>().read_unaligned())
-                        };
-                        highs[t][chain] = _mm512_dpbusd_epi32(highs[t][chain], weights, x(step * 4));
-                        lows[t][chain] = _mm512_dpbusd_epi32(lows[t][chain], weights, x(GROUP + step * 4));
-                    }
-                }
-            }
-            for t in 0..T {
-                let sum = |[a, b, c, d]: [__m512i; 4]| match T {
-                    1 => _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d)),
-                    2 => _mm512_add_epi32(a, b),
-                    _ => a,
-                };
-                let whole = _mm512_add_epi32(_mm512_slli_epi32::<8>(sum(highs[t])), sum(lows[t]));
-                let by = _mm512_mul_ps(scale, _mm512_set1_ps((*of.add(t)).scale));
-                product[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), by, product[t]);
-            }
-        }
-        // The scales again, now in the first-level cache: with the products there would be too few registers.
-        let (mut norm, mut error) = ([_mm512_setzero_ps(); T], [_mm512_setzero_ps(); T]);
-        for g in 0..groups {
-            let scale = widen(block.scales.as_ptr().add(g * BLOCK_ROWS));
-            for t in 0..T {
-                let of = &*of.add(g * tokens.capacity + t);
-                norm[t] = _mm512_fmadd_ps(scale, _mm512_set1_ps(of.norm), norm[t]);
-                error[t] = _mm512_fmadd_ps(scale, _mm512_set1_ps(of.error), error[t]);
-            }
-        }
-        for t in 0..T {
-            _mm512_storeu_ps(out[t].product.as_mut_ptr(), product[t]);
-            _mm512_storeu_ps(out[t].norm.as_mut_ptr(), norm[t]);
-            _mm512_storeu_ps(out[t].error.as_mut_ptr(), error[t]);
-        }
-    }
-}
-
-/// Sixteen bf16 as f32.
+/// The coarse products of 16 rows with tokens `token..token + T`.
 ///
 /// # Safety
-/// AVX-512 F is there and 16 elements are readable.
-#[inline(always)]
-pub(super) unsafe fn widen(from: *const u16) -> __m512 {
-    // SAFETY: the caller's promise.
+/// AVX-512 with VNNI is there; the tokens exist, and 16 rows of the high plane.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+unsafe fn vnni<const T: usize>(planes: Planes<'_>, tokens: Int8Tokens<'_>, token: usize, out: &mut [Line]) {
+    const { assert!(T <= 2) }
+    let (width, stride) = (tokens.groups * GROUP, planes.stride);
+    let ahead = ahead(stride);
+    // SAFETY: rows and tokens are read at columns below `width`, inside their slices by the caller's promise; prefetching
+    // faults nowhere.
     unsafe {
-        let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-    }
-}
-
-/// # Safety
-/// AVX2 and FMA are there; tokens `token..token + T` exist, and the block has their groups.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const T: usize>(block: Int8Block<'_>, tokens: Int8Tokens<'_>, token: usize, out: &mut [Sums]) {
-    let groups = tokens.groups;
-    // SAFETY: as in `vnni`.
-    unsafe {
-        let whole = tokens.whole.as_ptr().add(token * GROUP);
-        let of = tokens.of.as_ptr().add(token);
-        let scales = |g: usize, half: usize| {
-            let halves = _mm_loadu_si128(block.scales.as_ptr().add(g * BLOCK_ROWS + 8 * half).cast());
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
-        };
-        let mut product = [[_mm256_setzero_ps(); 2]; T];
-        for g in 0..groups {
-            let tile = block.weights.as_ptr().add(g * TILE);
-            // Quarter q holds rows 4q..4q+4, two sums of column pairs each.
-            let mut sums = [[_mm256_setzero_si256(); 4]; T];
-            for step in 0..GROUP / 4 {
-                _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add(step * 64 + AHEAD).cast());
-                let mut x = [_mm256_setzero_si256(); T];
-                for t in 0..T {
-                    let at = whole.add((g * tokens.capacity + t) * GROUP + step * 4);
-                    x[t] = _mm256_set1_epi64x(at.cast::<i64>().read_unaligned());
+        let x = tokens.planes.as_ptr().add(token * 2 * width);
+        for first in (0..BLOCK_ROWS).step_by(ROWS) {
+            let rows = planes.high.as_ptr().add(first * stride);
+            let mut great = [[_mm512_setzero_si512(); ROWS]; T];
+            let mut less = [[_mm512_setzero_si512(); ROWS]; T];
+            for column in (0..width).step_by(GROUP) {
+                let mut weights = [_mm512_setzero_si512(); ROWS];
+                for r in 0..ROWS {
+                    let at = rows.add(r * stride + column);
+                    weights[r] = _mm512_loadu_si512(at.cast());
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead).cast());
                 }
-                for q in 0..4 {
-                    let weights = _mm256_cvtepu8_epi16(_mm_loadu_si128(tile.add(step * 64 + q * 16).cast()));
-                    for t in 0..T {
-                        sums[t][q] = _mm256_add_epi32(sums[t][q], _mm256_madd_epi16(weights, x[t]));
+                for t in 0..T {
+                    let x = x.add(t * 2 * width + column);
+                    let (high, low) = (_mm512_loadu_si512(x.cast()), _mm512_loadu_si512(x.add(width).cast()));
+                    for r in 0..ROWS {
+                        great[t][r] = _mm512_dpbusd_epi32(great[t][r], weights[r], high);
+                        less[t][r] = _mm512_dpbusd_epi32(less[t][r], weights[r], low);
                     }
                 }
             }
             for t in 0..T {
-                let of = &*of.add(g * tokens.capacity + t);
-                for half in 0..2 {
-                    // [r0 r1 r4 r5 | r2 r3 r6 r7], put in order
-                    let pairs = _mm256_hadd_epi32(sums[t][2 * half], sums[t][2 * half + 1]);
-                    let rows = _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs);
-                    let rows = _mm256_add_epi32(rows, _mm256_set1_epi32(of.start));
-                    let by = _mm256_mul_ps(scales(g, half), _mm256_set1_ps(of.scale));
-                    product[t][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(rows), by, product[t][half]);
-                }
+                let [high, low] = tokens.sums[token + t];
+                let great = doubles(great[t], high);
+                let less = doubles(less[t], low);
+                let whole = _mm256_cvtpd_ps(_mm256_fmadd_pd(great, _mm256_set1_pd(256.0), less));
+                _mm_storeu_ps(out[t].as_mut_ptr().add(first), whole);
             }
         }
-        for t in 0..T {
-            for half in 0..2 {
-                let (mut norm, mut error) = (_mm256_setzero_ps(), _mm256_setzero_ps());
-                for g in 0..groups {
-                    let of = &*of.add(g * tokens.capacity + t);
-                    norm = _mm256_fmadd_ps(scales(g, half), _mm256_set1_ps(of.norm), norm);
-                    error = _mm256_fmadd_ps(scales(g, half), _mm256_set1_ps(of.error), error);
+    }
+}
+
+/// The sums of four vectors' lanes, less 128 times `sum`, as f64.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn doubles([a, b, c, d]: [__m512i; ROWS], sum: i32) -> __m256d {
+    let ab = _mm512_add_epi32(_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xEE>(a, b));
+    let cd = _mm512_add_epi32(_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xEE>(c, d));
+    // Four lanes of each: [a | b | c | d].
+    let abcd = _mm512_add_epi32(_mm512_shuffle_i32x4::<0x88>(ab, cd), _mm512_shuffle_i32x4::<0xDD>(ab, cd));
+    let pairs = _mm512_add_epi32(abcd, _mm512_shuffle_epi32::<0b01_00_11_10>(abcd));
+    let sums = _mm512_add_epi32(pairs, _mm512_shuffle_epi32::<0b10_11_00_01>(pairs));
+    let four = _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, sums));
+    _mm256_cvtepi32_pd(_mm_sub_epi32(four, _mm_set1_epi32(sum << 7)))
+}
+
+/// # Safety
+/// AVX-512 with VNNI is there; the rows picked and token `t` exist; `out` is as long as `picks`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+unsafe fn vnni_picked(planes: Planes<'_>, tokens: Int8Tokens<'_>, t: usize, picks: &[u32], out: &mut [f32]) {
+    let width = tokens.groups * GROUP;
+    let [of_high, of_low] = tokens.sums[t];
+    // SAFETY: rows and the token are read at columns below `width`, inside their slices by the caller's promise;
+    // prefetching faults nowhere.
+    unsafe {
+        let x = tokens.planes.as_ptr().add(t * 2 * width);
+        for (c, (four, out)) in picks.chunks(ROWS).zip(out.chunks_mut(ROWS)).enumerate() {
+            // A short last group repeats its first row; the surplus is dropped below.
+            let at = |of: &[u32], r: usize| *of.get(r).unwrap_or(&of[0]) as usize * planes.stride;
+            let rows: [usize; ROWS] = std::array::from_fn(|r| at(four, r));
+            // Rows lie far apart: the next ones are asked for while these are used.
+            let next = picks.get(ROWS * (c + 1)..).filter(|next| !next.is_empty()).unwrap_or(four);
+            let next: [usize; ROWS] = std::array::from_fn(|r| at(next, r));
+            // High by high, what counts 256 times less, low by low.
+            let mut sums = [[_mm512_setzero_si512(); ROWS]; 3];
+            for column in (0..width).step_by(GROUP) {
+                let high = _mm512_loadu_si512(x.add(column).cast());
+                let low = _mm512_loadu_si512(x.add(width + column).cast());
+                for r in 0..ROWS {
+                    let of = |plane: &[u8]| {
+                        _mm_prefetch::<_MM_HINT_T0>(plane.as_ptr().wrapping_add(next[r] + column).cast());
+                        _mm512_loadu_si512(plane.as_ptr().add(rows[r] + column).cast())
+                    };
+                    let (great, less) = (of(planes.high), of(planes.low));
+                    sums[0][r] = _mm512_dpbusd_epi32(sums[0][r], great, high);
+                    sums[1][r] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sums[1][r], great, low), less, high);
+                    sums[2][r] = _mm512_dpbusd_epi32(sums[2][r], less, low);
                 }
-                _mm256_storeu_ps(out[t].product.as_mut_ptr().add(8 * half), product[t][half]);
-                _mm256_storeu_ps(out[t].norm.as_mut_ptr().add(8 * half), norm);
-                _mm256_storeu_ps(out[t].error.as_mut_ptr().add(8 * half), error);
             }
+            let by = _mm256_set1_pd(256.0);
+            let [great, less, least] = sums;
+            let upper = _mm256_fmadd_pd(doubles(great, of_high), by, doubles(less, of_high + of_low));
+            let whole = _mm256_cvtpd_ps(_mm256_fmadd_pd(upper, by, doubles(least, of_low)));
+            let mut lanes = [0.0_f32; ROWS];
+            _mm_storeu_ps(lanes.as_mut_ptr(), whole);
+            out.copy_from_slice(&lanes[..out.len()]);
         }
     }
 }

@@ -1,118 +1,181 @@
 //! The error bound: how far a cheap pre-activation can be from the canonical one.
 //!
-//! For row r, group g: w = s q + dw (s the row's scale of the group, q integers), x = t X + dx (t the token's scale). The
-//! cheap sum is that of s t (q . X). So, by Cauchy-Schwarz in each group, with |w| the norm over a group,
+//! For a row, w = s Q + dw: s its scale, Q integers (those of both planes, or 256 times the high plane alone). For a token,
+//! z = x - c rounded to f32, with c the centre, any vector, and z = t Z + dz. The cheap pre-activation is
+//! `y' = s t (Q . Z) + b'`, `b' = w . c + b`. By Cauchy-Schwarz, with |.| Euclidean norms,
 //!
-//! `|w . x - sum s t (q . X)| <= sum |dw| |x| + sum s |q| |dx|`
-//!
-//! Norms of rows are not stored group by group: with kappa the largest |dw| / s of a row and rho its largest |q|, the
-//! bound is `kappa A + rho B`, `A = sum s |x|`, `B = sum s |dx|`: two numbers a row, and sums over the scales, which are
-//! read anyway. It costs little, since all groups of a row are rounded alike: |dw| / s is about 8 / sqrt(12) in each.
+//! `|w . x - (w . c + s t (Q . Z))| <= |dw| |z| + |s Q| |dz| + |w| |x - c - z|`
 //!
 //! To this add, with u = 2^-24 and gamma(k) = k u / (1 - k u):
-//! - the rounding of `dot/1`, ceil(d / 16) fused steps and 4 of the tree: gamma * sum |w| |x| <= gamma (kappa + rho) A;
-//! - the rounding of the cheap sum: the integer to f32, the product of the scales, one fused step a group:
-//!   gamma * sum s t |q| |X| <= gamma rho (A + B), since |t X| <= |x| + |dx|;
-//! - the bias is added to each of the two, and the bound to the cheap one: u |y| + u |y8| + u |y8 +- eps|;
-//! - A, B and eps itself are evaluated in f32: factors of 1 + gamma and a little;
-//! - where a number underflows, a rounding is absolute instead: at most 2^-150 each, multiplied by at most 2^29 in the
-//!   product of scales, once a group; everything else is far below.
+//! - the rounding of x - c: |x - c - z| <= u |z|;
+//! - the rounding of `dot/1`, ceil(d / 16) fused steps and 4 of the tree: gamma |w| |x|;
+//! - the rounding of the cheap side: the integer to f32, the product of the scales, the product of both: at most 5 u of
+//!   |s Q| |t Z|, or 8 u where AMX adds f32s; b' to f32: u |b'| <= u (|y'| + |s Q| |t Z|); w . c, summed in f64:
+//!   2^-40 |w| |c|;
+//! - what the fine products of AMX leave out, low plane times low plane: |s q| |t zl|, q and zl the low bytes. s q is the
+//!   difference between the errors of the coarse and of the fine weights, so at most the sum of their norms;
+//! - the bias is added to each of the two, and the bound to the cheap one: u |y| + u |y'| + u |y' +- eps|;
+//! - eps itself is evaluated in f32: a factor of 1 + 2^-18 covers it;
+//! - where a number underflows, a rounding is absolute instead: at most 2^-150 each, multiplied by at most 2^45 (an integer
+//!   product of 2^15 terms) in the product of scales; everything else is far below.
+//!
+//! With |s Q| <= |w| + |dw|, at most `size`, |t Z| <= |z| + |dz|, this is, for a row and a token,
+//!
+//! `eps = error * of_z + coarse error * of_low + size * of_x + 8 u |y'| + underflow`,
+//!
+//! where `error` is |dw| + 16 u size, `of_z` is |z|, `of_x` is |dz| (1 + 16 u) + gamma |x| + 2^-40 |c|, and `of_low` is 0, or
+//! for AMX |t zl|, which is then added to `of_z` as well.
 //!
 //! Nothing may overflow, in `dot/1` or here: [`Bound::covers`] says of a token that nothing can.
 
 use crate::isa_fn;
-use crate::simd::int8::{BLOCK_ROWS, GROUP, Sums};
+use crate::simd::int8::{BLOCK_ROWS, Line, MOST_COLUMNS};
 
 const U: f64 = 1.0 / (1_u64 << 24) as f64;
+/// For the few roundings of eps itself.
+const EVALUATED: f64 = 1.0 + 1.0 / (1_u64 << 18) as f64;
+/// Covers all f64 roundings of norms, some 2^13 times 2^-53 of them.
+const SLACK: f64 = 1.0 + 1.0 / (1_u64 << 30) as f64;
 
-/// What the bounds of one block of rows are made of, row by row.
+/// What the cheap pre-activations of one block of rows and their bounds are made of, row by row.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Coefficients {
-    /// Of A.
-    pub(super) norm: [f32; BLOCK_ROWS],
-    /// Of B.
-    pub(super) error: [f32; BLOCK_ROWS],
-    pub(super) bias: [f32; BLOCK_ROWS],
+pub(super) struct Rows {
+    /// s: an integer of 1 means this much.
+    pub(super) scale: Line,
+    /// b'.
+    pub(super) bias: Line,
+    /// |dw| of the high plane alone, and roundings.
+    pub(super) coarse: Line,
+    /// |dw| of both planes, and roundings.
+    pub(super) fine: Line,
+    /// At least |w| + |dw|.
+    pub(super) size: Line,
 }
 
-impl Coefficients {
-    pub(super) const ZERO: Coefficients =
-        Coefficients { norm: [0.0; BLOCK_ROWS], error: [0.0; BLOCK_ROWS], bias: [0.0; BLOCK_ROWS] };
+impl Rows {
+    pub(super) const ZERO: Rows = {
+        let zero = [0.0; BLOCK_ROWS];
+        Rows { scale: zero, bias: zero, coarse: zero, fine: zero, size: zero }
+    };
+}
+
+/// The same of one token.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Token {
+    /// t: an integer of 1 means this much.
+    pub(super) scale: f32,
+    /// Of the row's error.
+    pub(super) of_z: f32,
+    /// Of the row's size.
+    pub(super) of_x: f32,
+    /// |t zl|.
+    pub(super) low: f32,
+    /// Whether the bounds hold. All rows are computed by `dot/1` otherwise.
+    pub(super) covered: bool,
+}
+
+/// Which products a cheap pre-activation comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Products {
+    /// Of the high plane.
+    Coarse,
+    /// Of both planes, but for the low one with the token's low one.
+    Tiled,
 }
 
 /// What the bounds of all rows of one matrix share.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bound {
-    /// Of the number of roundings in a sum, `dot/1`'s or the cheap one's, whichever are more, and of those of A and B.
+    /// Of `dot/1`.
     gamma: f64,
-    /// The absolute term.
-    underflow: f32,
-    /// At least the norm of any row, and at least any |bias|.
+    /// |c|.
+    centre: f64,
+    /// At least the norm of any row, and at least any |bias|, b' included.
     row_norm: f64,
     bias: f64,
 }
 
 /// The least f32 that is not below `value`, or one more.
-pub(super) fn round_up(value: f64) -> f32 {
+fn round_up(value: f64) -> f32 {
     (value as f32).next_up()
 }
 
+/// The norm that f64 sums of squares come to, not below it.
+pub(super) fn norm_of(square: f64) -> f64 {
+    square.sqrt() * SLACK
+}
+
 impl Bound {
-    /// For rows of `cols` elements.
-    pub(super) fn new(cols: usize, row_norm: f64, bias: f64) -> Self {
-        let (groups, steps) = (cols.div_ceil(GROUP), cols.div_ceil(16));
-        let roundings = (steps + groups + 16) as f64 * U;
-        Bound {
-            gamma: roundings / (1.0 - roundings),
-            // Twice what the groups come to; 2^-120 times a number that d fits in cannot be inexact.
-            underflow: (groups + 1) as f32 * 2.0_f32.powi(-120),
-            row_norm,
-            bias,
+    /// Whether the derivation holds for rows of `cols` elements. No model is near the limit.
+    pub(super) fn applies(cols: usize) -> bool {
+        cols <= MOST_COLUMNS
+    }
+
+    /// For rows of `cols` elements, none of a norm above `row_norm`, no bias above `bias`.
+    pub(super) fn new(cols: usize, centre: f64, row_norm: f64, bias: f64) -> Self {
+        let roundings = (cols.div_ceil(16) + 6) as f64 * U;
+        Bound { gamma: roundings / (1.0 - roundings), centre, row_norm, bias }
+    }
+
+    /// `coarse`, `fine` and `size` of a row, from |w| and |dw| without and with the low plane.
+    pub(super) fn row(norm: f64, coarse: f64, fine: f64) -> [f32; 3] {
+        let size = norm + coarse.max(fine);
+        [coarse + 16.0 * U * size, fine + 16.0 * U * size, size].map(|v| round_up(v * EVALUATED))
+    }
+
+    /// The terms of a token: |x|, |z|, |dz|, |t zl|, and t.
+    pub(super) fn token(&self, x: f64, z: f64, error: f64, low: f64, scale: f32) -> Token {
+        let of_x = error * (1.0 + 16.0 * U) + self.gamma * x + self.centre * 2.0_f64.powi(-40);
+        Token {
+            scale,
+            of_z: round_up(z * EVALUATED),
+            of_x: round_up(of_x * EVALUATED),
+            low: round_up(low * EVALUATED),
+            covered: self.covers(x + z + self.centre),
         }
     }
 
-    /// Whether a sum of `cols` terms has few enough roundings for gamma to mean anything. No model is near it.
-    pub(super) fn applies(&self) -> bool {
-        self.gamma > 0.0 && self.gamma < 0.01
-    }
-
-    /// The coefficients of A and B for a row, from its kappa and rho.
-    pub(super) fn row(&self, kappa: f64, rho: f64) -> (f32, f32) {
-        // A and B are below their exact values by a factor of 1 + gamma at most; and the few f32 roundings of eps itself.
-        let evaluated = (1.0 + 2.0 * self.gamma) * (1.0 + 2.0_f64.powi(-18));
-        let norm = (kappa + self.gamma * (kappa + 2.0 * rho)) * evaluated;
-        let error = rho * (1.0 + self.gamma) * evaluated;
-        (round_up(norm), round_up(error))
-    }
-
-    /// Whether no intermediate of any row can overflow, and no product of two pre-activations, for a token of norm at
-    /// most `norm`. Also false for NaN.
-    pub(super) fn covers(&self, norm: f64) -> bool {
+    /// Whether no intermediate of any row can overflow, and no product of two pre-activations, for a token whose norms add
+    /// up to `norm`. Also false for NaN.
+    fn covers(&self, norm: f64) -> bool {
         norm <= 2.0_f64.powi(100) && norm * self.row_norm + self.bias <= 2.0_f64.powi(60)
-    }
-
-    pub(super) fn underflow(&self) -> f32 {
-        self.underflow
     }
 }
 
+/// The absolute term: see the module.
+const UNDERFLOW: f32 = 1.0 / (1_u128 << 100) as f32;
+
 isa_fn! {
-    /// Lower and upper bounds of the canonical pre-activations of one block and one token.
+    /// Lower and upper bounds of the canonical pre-activations of one block and one token, from its products.
     pub(super) fn interval(
-        sums: &Sums,
-        of: &Coefficients,
-        underflow: f32,
-        low: &mut [f32; BLOCK_ROWS],
-        high: &mut [f32; BLOCK_ROWS],
+        products: &Line,
+        of: &Rows,
+        kind: Products,
+        token: &Token,
+        low: &mut Line,
+        high: &mut Line,
     ) {
+        // Coarse products are in units of 256 integers.
+        let scale = if kind == Products::Coarse { 256.0 * token.scale } else { token.scale };
+        let error = if kind == Products::Coarse { &of.coarse } else { &of.fine };
+        let left = if kind == Products::Tiled { token.low } else { 0.0 };
+        let of_z = token.of_z + left;
         for r in 0..BLOCK_ROWS {
-            let y = sums.product[r] + of.bias[r];
-            // 8 u |y8|, where the roundings of the two bias adds and of the bounds need 3 and a little.
-            let last = y.abs().mul_add(8.0 * U as f32, underflow);
-            let eps = of.norm[r].mul_add(sums.norm[r], of.error[r].mul_add(sums.error[r], last));
+            let y = products[r].mul_add(of.scale[r] * scale, of.bias[r]);
+            let last = y.abs().mul_add(8.0 * U as f32, UNDERFLOW);
+            let eps = of.coarse[r].mul_add(left, of.size[r].mul_add(token.of_x, last));
+            let eps = error[r].mul_add(of_z, eps);
             low[r] = y - eps;
             high[r] = y + eps;
         }
     }
+}
+
+/// The upper bound of the canonical pre-activation of one row, from its fine product, nothing left out.
+pub(super) fn upper(product: f32, of: &Rows, r: usize, token: &Token) -> f32 {
+    let y = product.mul_add(of.scale[r] * token.scale, of.bias[r]);
+    let last = y.abs().mul_add(8.0 * U as f32, UNDERFLOW);
+    let eps = of.size[r].mul_add(token.of_x, last);
+    y + of.fine[r].mul_add(token.of_z, eps)
 }

@@ -1,6 +1,6 @@
 //! The screened path of [`Encoder`](crate::Encoder): its phases and its workspace.
 
-use super::bound::interval;
+use super::bound::{Products, interval, upper};
 use super::copy::Int8Copy;
 use super::tokens::Tokens;
 use crate::activations::Activations;
@@ -9,14 +9,16 @@ use crate::encode::{Counts, Selector};
 use crate::error::{Error, Result};
 use crate::memory::Aligned;
 use crate::sae::{Encoder as Shape, Sae, Selection, padded};
-use crate::simd::int8::{BLOCK_ROWS, Int8Kernel, Sums};
+use crate::simd::int8::{BLOCK_ROWS, Int8Kernel};
 use crate::simd::{self, Isa};
 use crate::threads::{Divided, Pool, Worker};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Tokens screened at a time: each pass over the copy serves so many.
-const TILE_TOKENS: usize = 48;
+const TILE_TOKENS: usize = 64;
+/// With fewer tokens, tiles of them are slower than vectors.
+const LEAST_TILED: usize = 12;
 
 /// Workspace of the screened path.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(in crate::encode) struct Screener {
     lists: Vec<Lists>,
     /// Rows computed by `dot/1` since the encoder was made.
     rescored: AtomicUsize,
+    /// Rows of both planes that were picked to narrow their bounds.
+    refined: AtomicUsize,
 }
 
 /// What a token needs computed.
@@ -40,7 +44,21 @@ struct Lists {
     latents: Vec<u32>,
     /// Rows to be computed by `dot/1` in the phase that is next.
     rows: Vec<u32>,
+    /// A value below which no latent is selected.
+    cut: f32,
 }
+
+impl Lists {
+    /// Lists the rows that can matter by the upper bounds `high`, but for those that are computed already.
+    fn survivors(&mut self, selector: &mut Selector, high: &[f32], y: &[f32]) {
+        selector.survivors(high, self.cut, &mut self.rows);
+        // One that was computed and is 0 is computed again.
+        self.rows.retain(|&row| y[row as usize] == 0.0);
+    }
+}
+
+/// Rows whose bounds are narrowed at a time.
+const PICKS: usize = 64;
 
 /// The parts of an encoder that both paths work on.
 pub(in crate::encode) struct Parts<'a> {
@@ -60,11 +78,12 @@ impl Screener {
     /// [`crate::Status::OutOfMemory`].
     pub(in crate::encode) fn new(sae: &Sae, isa: Isa, pool: &mut Pool, most_tokens: usize) -> Result<Option<Self>> {
         let weight = sae.encoder().weight.as_ref();
-        let copy = sae.derived(|| Int8Copy::new(weight, &sae.encoder().bias, isa, pool))?;
+        let copy = sae.derived(|| Int8Copy::new(weight, &sae.encoder().bias, sae.centre(), isa, pool))?;
         let Some(of) = &*copy else { return Ok(None) };
         let tile_tokens = TILE_TOKENS.min(most_tokens);
         let what = "the workspace of screening";
-        let tokens = Tokens::new(tile_tokens, of.groups())?;
+        let kernel = Int8Kernel::best(isa);
+        let tokens = Tokens::new(tile_tokens, of.groups(), kernel.takes_tiles())?;
         let high = Aligned::zeroed(tile_tokens * weight.rows, what)?;
         let latents = match sae.config().selection {
             Selection::TopK(k) => k,
@@ -74,10 +93,10 @@ impl Screener {
         for _ in 0..tile_tokens {
             // At first the rows of all likely latents may be listed twice.
             let most_rows = weight.rows.max(2 * latents);
-            lists.push(Lists { latents: room(latents, what)?, rows: room(most_rows, what)? });
+            lists.push(Lists { latents: room(latents, what)?, rows: room(most_rows, what)?, cut: 0.0 });
         }
-        let (kernel, rescored) = (Int8Kernel::best(isa), AtomicUsize::new(0));
-        Ok(Some(Screener { copy, kernel, tokens, tile_tokens, high, lists, rescored }))
+        let [rescored, refined] = [const { AtomicUsize::new(0) }; 2];
+        Ok(Some(Screener { copy, kernel, tokens, tile_tokens, high, lists, rescored, refined }))
     }
 
     /// Rows computed by `dot/1` so far, of all tokens.
@@ -85,9 +104,29 @@ impl Screener {
         self.rescored.load(Ordering::Relaxed)
     }
 
-    /// Bytes of the copy that each pass reads.
-    pub(in crate::encode) fn copy_bytes(&self) -> usize {
-        self.copy.as_ref().as_ref().map_or(0, Int8Copy::bytes)
+    /// Rows of which both planes were read to narrow their bounds, so far, of all tokens.
+    pub(in crate::encode) fn refined(&self) -> usize {
+        self.refined.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the copy that each pass reads over a batch of `tokens`.
+    pub(in crate::encode) fn copy_bytes(&self, tokens: usize) -> usize {
+        self.copy.as_ref().as_ref().map_or(0, |copy| copy.bytes(self.is_tiled(tokens.min(self.tile_tokens))))
+    }
+
+    /// Bytes of memory that the copy takes.
+    pub(in crate::encode) fn held_bytes(&self) -> usize {
+        self.copy.as_ref().as_ref().map_or(0, Int8Copy::held_bytes)
+    }
+
+    /// Tokens that a pass over the copy serves.
+    pub(in crate::encode) fn tile_tokens(&self) -> usize {
+        self.tile_tokens
+    }
+
+    /// Whether so many tokens are multiplied with both planes, tile by tile.
+    fn is_tiled(&self, tokens: usize) -> bool {
+        self.kernel.takes_tiles() && tokens >= LEAST_TILED
     }
 
     /// Encodes a batch whose buffers were checked.
@@ -106,7 +145,8 @@ impl Screener {
         let kron = matches!(sae.config().encoder, Shape::Kron { .. });
         let (weight, bias) = (sae.encoder().weight.as_ref(), &sae.encoder().bias);
         let (rows, x_stride, tile_tokens) = (weight.rows, padded(weight.cols), self.tile_tokens);
-        let (kernel, rescored) = (self.kernel, &self.rescored);
+        let (kernel, rescored, refined) = (self.kernel, &self.rescored, &self.refined);
+        let is_tiled = |tokens: usize| kernel.takes_tiles() && tokens >= LEAST_TILED;
         let tokens16 = self.tokens.shared();
         let (tile_x, tile_y) = (Divided::of(tile_x), Divided::of(tile_y));
         let (high, lists) = (Divided::of(&mut self.high), Divided::of(&mut self.lists));
@@ -128,6 +168,69 @@ impl Screener {
             rescored.fetch_add(computed, Ordering::Relaxed);
         };
 
+        // The bounds of this thread's share of the rows, of all tokens.
+        let bound = |worker: &Worker<'_>, tokens: usize| {
+            // SAFETY: nobody writes the tokens before the barrier behind the next tile's widening.
+            let in16 = unsafe { tokens16.read(tokens) };
+            let mut lines = [[0.0; BLOCK_ROWS]; 2 * TILE_TOKENS];
+            let tiled = is_tiled(tokens);
+            let (blocks, kind) = if tiled { (2, Products::Tiled) } else { (1, Products::Coarse) };
+            let lines = &mut lines[..blocks * tokens];
+            for first in worker.share(rows, blocks * BLOCK_ROWS).step_by(blocks * BLOCK_ROWS) {
+                match tiled {
+                    true => kernel.tiled(true, copy.planes(first), in16, lines),
+                    false => kernel.coarse(copy.planes(first), in16, lines),
+                }
+                for (b, lines) in lines.chunks_exact(tokens).enumerate() {
+                    let first = first + b * BLOCK_ROWS;
+                    let count = BLOCK_ROWS.min(rows.saturating_sub(first));
+                    let of = copy.of(first / BLOCK_ROWS);
+                    for (t, line) in lines.iter().enumerate() {
+                        let (mut below, mut above) = ([0.0; BLOCK_ROWS], [0.0; BLOCK_ROWS]);
+                        // SAFETY: tokens are only read; this thread alone writes these rows, which are read after the
+                        // next barrier.
+                        unsafe {
+                            interval(isa, line, of, kind, tokens16.of(t), &mut below, &mut above);
+                            let at = t * rows + first.min(rows);
+                            tile_y.slice(at..at + count).copy_from_slice(&below[..count]);
+                            high.slice(at..at + count).copy_from_slice(&above[..count]);
+                        }
+                    }
+                }
+            }
+        };
+        // Narrows the upper bounds of this thread's share of the rows that are listed, of each token.
+        let refine = |worker: &Worker<'_>, tokens: usize| {
+            // SAFETY: as in `bound`.
+            let in16 = unsafe { tokens16.read(tokens) };
+            let mut products = [0.0; PICKS];
+            let mut computed = 0;
+            for t in 0..tokens {
+                // SAFETY: between two barriers lists and tokens are only read, and each row of each token is in the share
+                // of one thread: no row is listed twice.
+                unsafe {
+                    let of_token = tokens16.of(t);
+                    if !of_token.covered {
+                        continue;
+                    }
+                    let picks = &lists.read(t..t + 1)[0].rows;
+                    let picks = &picks[worker.share(picks.len(), 4)];
+                    for picks in picks.chunks(PICKS) {
+                        let products = &mut products[..picks.len()];
+                        kernel.picked(copy.planes(0), in16, t, picks, products);
+                        for (&row, &product) in picks.iter().zip(products.iter()) {
+                            let (b, r) = (row as usize / BLOCK_ROWS, row as usize % BLOCK_ROWS);
+                            let narrower = upper(product, copy.of(b), r, of_token);
+                            let high = &mut high.slice(t * rows + row as usize..t * rows + row as usize + 1)[0];
+                            *high = high.min(narrower);
+                        }
+                    }
+                    computed += picks.len();
+                }
+            }
+            refined.fetch_add(computed, Ordering::Relaxed);
+        };
+
         pool.run(&|worker| {
             // SAFETY: each thread takes the selector of its own index.
             let selector = unsafe { &mut selectors.slice(worker.index..worker.index + 1)[0] };
@@ -139,29 +242,11 @@ impl Screener {
                     unsafe {
                         let to = tile_x.slice(t * x_stride..(t + 1) * x_stride);
                         x.widen_row(start + t, to);
-                        tokens16.prepare(isa, copy.bound(), t, tokens, &to[..weight.cols]);
+                        tokens16.prepare(isa, copy.bound(), copy.centre(), t, to, is_tiled(tokens));
                     }
                 }
                 worker.wait();
-
-                // SAFETY: nobody writes the tokens before the barrier behind the next tile's widening.
-                let in16 = unsafe { tokens16.read(tokens) };
-                for first in worker.share(rows, BLOCK_ROWS).step_by(BLOCK_ROWS) {
-                    let (block, of) = copy.block(first / BLOCK_ROWS);
-                    let mut sums = [Sums::ZERO; TILE_TOKENS];
-                    kernel.block(block, in16, &mut sums[..tokens]);
-                    let count = BLOCK_ROWS.min(rows - first);
-                    for (t, sums) in sums[..tokens].iter().enumerate() {
-                        let (mut below, mut above) = ([0.0; BLOCK_ROWS], [0.0; BLOCK_ROWS]);
-                        interval(isa, sums, of, copy.bound().underflow(), &mut below, &mut above);
-                        let at = t * rows + first;
-                        // SAFETY: this thread alone writes these rows, which are read after the next barrier.
-                        unsafe {
-                            tile_y.slice(at..at + count).copy_from_slice(&below[..count]);
-                            high.slice(at..at + count).copy_from_slice(&above[..count]);
-                        }
-                    }
-                }
+                bound(&worker, tokens);
                 worker.wait();
 
                 for t in worker.share(tokens, 1) {
@@ -169,8 +254,8 @@ impl Screener {
                     // read the lists and write canonical values after the next barrier.
                     unsafe {
                         let y = tile_y.slice(t * rows..(t + 1) * rows);
-                        let Lists { latents, rows } = &mut lists.slice(t..t + 1)[0];
-                        if tokens16.covered(t) {
+                        let Lists { latents, rows, .. } = &mut lists.slice(t..t + 1)[0];
+                        if tokens16.of(t).covered {
                             selector.likely(y, latents, rows);
                         } else {
                             latents.clear();
@@ -189,11 +274,9 @@ impl Screener {
                     unsafe {
                         let y = tile_y.slice(t * rows..(t + 1) * rows);
                         let lists = &mut lists.slice(t..t + 1)[0];
-                        if tokens16.covered(t) {
-                            let cut = selector.cut(y, &lists.latents);
-                            selector.survivors(high.read(t * rows..(t + 1) * rows), cut, &mut lists.rows);
-                            // Those that were computed before; one that is 0 is computed again.
-                            lists.rows.retain(|&row| y[row as usize] == 0.0);
+                        if tokens16.of(t).covered {
+                            lists.cut = selector.cut(y, &lists.latents);
+                            lists.survivors(selector, high.read(t * rows..(t + 1) * rows), y);
                         } else {
                             lists.rows.clear();
                             lists.rows.extend(0..rows as u32);
@@ -201,6 +284,21 @@ impl Screener {
                     }
                 }
                 worker.wait();
+                if !is_tiled(tokens) {
+                    refine(&worker, tokens);
+                    worker.wait();
+                    for t in worker.share(tokens, 1) {
+                        // SAFETY: as above.
+                        unsafe {
+                            if tokens16.of(t).covered {
+                                let (y, high) =
+                                    (tile_y.read(t * rows..(t + 1) * rows), high.read(t * rows..(t + 1) * rows));
+                                lists.slice(t..t + 1)[0].survivors(selector, high, y);
+                            }
+                        }
+                    }
+                    worker.wait();
+                }
                 compute(&worker, tokens);
                 worker.wait();
 
@@ -222,7 +320,8 @@ impl Screener {
     #[cfg(test)]
     pub(super) fn scale_bounds(&mut self, sae: &Sae, isa: Isa, pool: &mut Pool, factor: f32) {
         let encoder = sae.encoder();
-        let mut copy = Int8Copy::new(encoder.weight.as_ref(), &encoder.bias, isa, pool).unwrap().unwrap();
+        let centre = sae.centre();
+        let mut copy = Int8Copy::new(encoder.weight.as_ref(), &encoder.bias, centre, isa, pool).unwrap().unwrap();
         copy.scale_bounds(factor);
         self.copy = Arc::new(Some(copy));
     }

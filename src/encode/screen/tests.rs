@@ -1,11 +1,11 @@
 //! The bounds against `dot/1` and f64 on every row, and what happens when they are made too small.
 
-use super::bound::interval;
+use super::bound::{Products, interval, upper};
 use super::copy::Int8Copy;
 use super::tokens::Tokens;
 use crate::encode::{EncodePath, Encoder, EncoderOptions, Latents};
 use crate::sae::{Config, Encoder as Shape, EncoderWeights, Matrix, Sae, Selection, padded};
-use crate::simd::int8::{BLOCK_ROWS, GROUP, Int8Kernel, Sums};
+use crate::simd::int8::{BLOCK_ROWS, GROUP, Int8Kernel};
 use crate::threads::Pool;
 use crate::{Activations, Dtype, Isa};
 use proptest::prelude::*;
@@ -70,35 +70,57 @@ fn kinds() -> impl Strategy<Value = Kind> {
     proptest::sample::select(&KINDS[..])
 }
 
-/// Bounds of all rows for one token, `[rows]` each, or None if they do not hold for it.
-fn bounds(copy: &Int8Copy, kernel: Int8Kernel, isa: Isa, rows: usize, x: &[f32]) -> Option<(Vec<f32>, Vec<f32>)> {
-    let mut tokens = Tokens::new(1, copy.groups()).unwrap();
-    let shared = tokens.shared();
-    // SAFETY: there is one thread.
-    let in16 = unsafe {
-        shared.prepare(isa, copy.bound(), 0, 1, x);
-        if !shared.covered(0) {
-            return None;
-        }
-        shared.read(1)
-    };
-    let (mut low, mut high) = (Vec::new(), Vec::new());
-    for b in 0..rows.div_ceil(BLOCK_ROWS) {
-        let (block, of) = copy.block(b);
-        let mut sums = [Sums::ZERO];
-        kernel.block(block, in16, &mut sums);
-        let (mut below, mut above) = ([0.0; BLOCK_ROWS], [0.0; BLOCK_ROWS]);
-        interval(isa, &sums[0], of, copy.bound().underflow(), &mut below, &mut above);
-        low.extend_from_slice(&below);
-        high.extend_from_slice(&above);
-    }
-    low.truncate(rows);
-    high.truncate(rows);
-    Some((low, high))
+/// Bounds of all rows for one token, `[rows]` each.
+struct Bounds {
+    of: &'static str,
+    low: Vec<f32>,
+    high: Vec<f32>,
 }
 
-/// Asserts the bounds of every row; returns the largest share of a bound's width that an error took up.
-fn check_bounds(weight: &Matrix, bias: &[f32], x: &[f32]) -> f64 {
+/// The bounds that each kind of products gives, by one kernel; none if they do not hold for the token.
+fn bounds(copy: &Int8Copy, kernel: Int8Kernel, isa: Isa, rows: usize, x: &[f32]) -> Vec<Bounds> {
+    let tiles = kernel.takes_tiles();
+    let mut tokens = Tokens::new(1, copy.groups(), tiles).unwrap();
+    let shared = tokens.shared();
+    // SAFETY: there is one thread.
+    let (in16, of) = unsafe {
+        shared.prepare(isa, copy.bound(), copy.centre(), 0, x, tiles);
+        if !shared.of(0).covered {
+            return Vec::new();
+        }
+        (shared.read(1), shared.of(0))
+    };
+    let blocks = || (0..rows.div_ceil(BLOCK_ROWS)).map(|b| (b, b * BLOCK_ROWS));
+    let mut all = Vec::new();
+    for kind in [Products::Coarse, Products::Tiled].into_iter().take(1 + usize::from(tiles)) {
+        let (mut low, mut high) = (Vec::new(), Vec::new());
+        for (b, first) in blocks() {
+            let mut lines = [[0.0; BLOCK_ROWS]; 2];
+            match kind {
+                Products::Coarse => kernel.coarse(copy.planes(first), in16, &mut lines[..1]),
+                Products::Tiled => {
+                    kernel.tiled(true, copy.planes(first / 32 * 32), in16, &mut lines);
+                    lines[0] = lines[b % 2];
+                }
+            }
+            let (mut below, mut above) = ([0.0; BLOCK_ROWS], [0.0; BLOCK_ROWS]);
+            interval(isa, &lines[0], copy.of(b), kind, of, &mut below, &mut above);
+            low.extend_from_slice(&below);
+            high.extend_from_slice(&above);
+        }
+        all.push(Bounds { of: if kind == Products::Coarse { "coarse" } else { "tiled" }, low, high });
+    }
+    // Of picked rows there is an upper bound alone.
+    let picks: Vec<u32> = (0..rows as u32).collect();
+    let mut products = vec![0.0; rows];
+    kernel.picked(copy.planes(0), in16, 0, &picks, &mut products);
+    let high = (0..rows).map(|r| upper(products[r], copy.of(r / BLOCK_ROWS), r % BLOCK_ROWS, of)).collect();
+    all.push(Bounds { of: "picked", low: vec![f32::NEG_INFINITY; rows], high });
+    all
+}
+
+/// Asserts the bounds of every row; returns the largest share of a coarse bound's width that an error took up.
+fn check_bounds(weight: &Matrix, bias: &[f32], centre: Option<&[f32]>, x: &[f32]) -> f64 {
     let (rows, cols) = (weight.rows(), weight.cols());
     let mut padded_x = vec![0.0; padded(cols)];
     padded_x[..cols].copy_from_slice(x);
@@ -106,23 +128,27 @@ fn check_bounds(weight: &Matrix, bias: &[f32], x: &[f32]) -> f64 {
     let best = Isa::detect().unwrap();
     let mut canonical = vec![0.0; rows];
     crate::pre_activations(best, weight.as_ref(), bias, &padded_x, padded(cols), 1, 0..rows, &mut canonical, rows);
+    let mut exact = vec![0.0; rows];
+    let mut row = vec![0.0; cols];
+    for r in 0..rows {
+        weight.widen_row(r, &mut row);
+        let product: f64 = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+        exact[r] = product + f64::from(bias[r]);
+    }
     let mut pool = Pool::new(2, "test").unwrap();
-    let copy = Int8Copy::new(weight.as_ref(), bias, best, &mut pool).unwrap().unwrap();
+    let copy = Int8Copy::new(weight.as_ref(), bias, centre, best, &mut pool).unwrap().unwrap();
     let mut most = 0.0_f64;
     for isa in Isa::available() {
         for kernel in Int8Kernel::all(isa) {
-            let Some((low, high)) = bounds(&copy, kernel, isa, rows, x) else { continue };
-            let mut row = vec![0.0; cols];
-            for r in 0..rows {
-                weight.widen_row(r, &mut row);
-                let exact: f64 =
-                    row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>() + f64::from(bias[r]);
-                let y = canonical[r];
-                assert!(low[r] <= y && y <= high[r], "{kernel:?} row {r}: {} <= {y} <= {}", low[r], high[r]);
-                let (l, h) = (f64::from(low[r]), f64::from(high[r]));
-                assert!(l <= exact && exact <= h, "{kernel:?} row {r}: {l} <= {exact} <= {h}, f64");
-                if h > l {
-                    most = most.max((exact - (l + h) / 2.0).abs() / ((h - l) / 2.0));
+            for Bounds { of, low, high } in bounds(&copy, kernel, isa, rows, &padded_x) {
+                for r in 0..rows {
+                    let y = canonical[r];
+                    assert!(low[r] <= y && y <= high[r], "{kernel:?} {of} row {r}: {} <= {y} <= {}", low[r], high[r]);
+                    let (l, h, exact) = (f64::from(low[r]), f64::from(high[r]), exact[r]);
+                    assert!(l <= exact && exact <= h, "{kernel:?} {of} row {r}: {l} <= {exact} <= {h}, f64");
+                    if h > l && of == "coarse" {
+                        most = most.max((exact - (l + h) / 2.0).abs() / ((h - l) / 2.0));
+                    }
                 }
             }
         }
@@ -139,6 +165,8 @@ proptest! {
         cols in prop_oneof![1_usize..200, Just(576), Just(1000)],
         of_weights in kinds(),
         of_token in kinds(),
+        of_centre in kinds(),
+        near in any::<bool>(),
         bf16 in any::<bool>(),
         seed in any::<u64>(),
     ) {
@@ -150,22 +178,29 @@ proptest! {
         let bias: Vec<f32> = (0..rows).map(|_| rng.unit() * 10.0_f32.powi(rng.below(8) as i32 - 6)).collect();
         let mut x = vec![0.0; cols];
         fill(of_token, &mut x, &mut rng);
-        check_bounds(&weight, &bias, &x);
+        let mut centre = vec![0.0; cols];
+        // Near the token, as a mean is, or anywhere.
+        fill(of_centre, &mut centre, &mut rng);
+        if near {
+            centre.iter_mut().zip(&x).for_each(|(c, x)| *c = x * (1.0 + 0.1 * *c));
+        }
+        check_bounds(&weight, &bias, None, &x);
+        check_bounds(&weight, &bias, Some(&centre), &x);
     }
 }
 
-/// A matrix whose rounding errors all point one way along a token: the bound is nearly reached.
+/// A matrix whose rounding errors all point one way along a token: the bound is nearly reached. `step` is what weights are
+/// rounded to, the largest of them `most` steps.
 ///
-/// In each group one weight is the largest and sets the scale; the others lie a little under half a step from an integer,
+/// One weight in so many is the largest, which sets the scale; the others lie a little under half a step from an integer,
 /// so that all errors have the same size, and x has their signs.
-fn aligned_errors(cols: usize, rows: usize, rng: &mut Rng) -> (Vec<f32>, Vec<f32>) {
-    // The largest is a little under 127 steps, of which the scale above is one step exactly, a bf16.
-    let step = 1.0 / 128.0_f32;
+fn aligned_errors(cols: usize, rows: usize, step: f32, most: i32, rng: &mut Rng) -> (Vec<f32>, Vec<f32>) {
     let signs: Vec<f32> = (0..cols).map(|_| if rng.below(2) == 0 { 1.0 } else { -1.0 }).collect();
     let mut weights = vec![0.0; cols * rows];
     for row in weights.chunks_mut(cols) {
         for (c, w) in row.iter_mut().enumerate() {
-            let integer = if c % GROUP == 0 { 126.9 } else { rng.below(200) as f32 - 100.0 + 0.49 * signs[c] };
+            let random = rng.below(2 * most as usize - 20) as f32 - (most - 10) as f32;
+            let integer = if c % GROUP == 0 { most as f32 } else { random + 0.49 * signs[c] };
             *w = integer * step;
         }
     }
@@ -176,9 +211,9 @@ fn aligned_errors(cols: usize, rows: usize, rng: &mut Rng) -> (Vec<f32>, Vec<f32
 #[test]
 fn errors_that_all_point_one_way_nearly_reach_the_bound() {
     let (rows, cols) = (24, 640);
-    let (weights, x) = aligned_errors(cols, rows, &mut Rng(4));
+    let (weights, x) = aligned_errors(cols, rows, 1.0 / 128.0, 127, &mut Rng(4));
     let weight = Matrix::from_rows(&weights, [rows, cols], cols, Dtype::F32, "weights").unwrap();
-    let share = check_bounds(&weight, &vec![0.25; rows], &x);
+    let share = check_bounds(&weight, &vec![0.25; rows], None, &x);
     assert!(share > 0.9, "errors take up {share} of the bound: it is looser than its derivation says");
 }
 
@@ -199,10 +234,15 @@ fn encode(encoder: &mut Encoder, x: &[f32]) -> (Vec<u32>, Vec<u32>) {
 }
 
 /// One latent wins by less than the errors of the cheap values, and by those it would not.
-fn wins_by_less_than_the_error(shape: Shape, cols: usize) -> (Arc<Sae>, Vec<f32>) {
-    let mut rng = Rng(8);
-    let (one, x) = aligned_errors(cols, 1, &mut rng);
-    let y = one.iter().zip(&x).map(|(w, x)| w * x).sum::<f32>();
+fn wins_by_less_than_the_error(shape: Shape, cols: usize, step: f32, most: i32) -> (Arc<Sae>, Vec<f32>) {
+    let (one, x, y) = (8..)
+        .find_map(|seed| {
+            let (one, x) = aligned_errors(cols, 1, step, most, &mut Rng(seed));
+            let y = one.iter().zip(&x).map(|(w, x)| w * x).sum::<f32>();
+            // Large enough for the rival to be positive.
+            (y > 2.0 * step * cols as f32).then_some((one, x, y))
+        })
+        .unwrap();
     // Exactly representable rows: a single weight, all others 0. They are cheap to have exactly.
     let (winner, rival) = match shape {
         Shape::Dense { .. } => (3, 7),
@@ -211,9 +251,8 @@ fn wins_by_less_than_the_error(shape: Shape, cols: usize) -> (Arc<Sae>, Vec<f32>
     };
     let mut weights = vec![0.0; shape.rows() * cols];
     // The winner's value is what its integers give plus errors that all add up.
-    assert!(y > 0.0, "the seed must make the winner positive");
     weights[winner * cols..(winner + 1) * cols].copy_from_slice(&one);
-    let error: f32 = x.iter().map(|x| x.abs() * 0.49 / 128.0).sum();
+    let error: f32 = x.iter().map(|x| x.abs() * 0.49 * step).sum();
     let rival_value = y - 0.3 * error;
     // Element 1 of x is 1 or -1.
     weights[rival * cols + 1] = rival_value * x[1];
@@ -230,17 +269,22 @@ fn wins_by_less_than_the_error(shape: Shape, cols: usize) -> (Arc<Sae>, Vec<f32>
 fn halved_bounds_change_results() {
     let cols = 640;
     crate::simd::Amx::request();
-    for shape in [Shape::Dense { latents: 40 }, Shape::Kron { heads: 6, base: 2, extension: 2 }] {
-        for isa in Isa::available() {
-            let (sae, x) = wins_by_less_than_the_error(shape, cols);
-            let options = |path| EncoderOptions { threads: 1, path };
-            let mut plain = Encoder::with_isa(Arc::clone(&sae), options(EncodePath::Plain), isa).unwrap();
-            let mut screened = Encoder::with_isa(sae, options(EncodePath::Screened), isa).unwrap();
-            let expected = encode(&mut plain, &x);
-            assert_eq!(encode(&mut screened, &x), expected, "{shape:?}");
-            let Encoder { screener, sae, pool, .. } = &mut screened;
-            screener.as_mut().unwrap().scale_bounds(sae, isa, pool, 0.5);
-            assert_ne!(encode(&mut screened, &x), expected, "{shape:?}: bounds of half the size went unnoticed");
+    // The high plane alone, with one token; both planes, with as many as tiles are made of.
+    for (step, most, tokens) in [(1.0 / 128.0, 127, 1), (1.0 / 32768.0, 32512, 16)] {
+        for shape in [Shape::Dense { latents: 40 }, Shape::Kron { heads: 6, base: 2, extension: 2 }] {
+            for isa in Isa::available() {
+                let (sae, x) = wins_by_less_than_the_error(shape, cols, step, most);
+                let x = x.repeat(tokens);
+                let options = |path| EncoderOptions { threads: 1, path };
+                let mut plain = Encoder::with_isa(Arc::clone(&sae), options(EncodePath::Plain), isa).unwrap();
+                let mut screened = Encoder::with_isa(sae, options(EncodePath::Screened), isa).unwrap();
+                let expected = encode(&mut plain, &x);
+                assert_eq!(encode(&mut screened, &x), expected, "{shape:?}");
+                let Encoder { screener, sae, pool, .. } = &mut screened;
+                screener.as_mut().unwrap().scale_bounds(sae, isa, pool, 0.5);
+                let found = encode(&mut screened, &x);
+                assert_ne!(found, expected, "{shape:?}, {tokens} tokens: bounds of half the size went unnoticed");
+            }
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Tokens in 16 bits, with the norms that the bounds need.
 
-use super::bound::Bound;
-use super::copy::{TO_INTEGER, norm_of};
+use super::bound::{Bound, Token, norm_of};
+use super::copy::{TO_INTEGER, scale_for, split};
 use crate::error::Result;
 use crate::isa_fn;
 use crate::memory::{Aligned, try_vec};
 use crate::simd::Isa;
-use crate::simd::int8::{GROUP, Int8Tokens, MOST, TokenGroup};
+use crate::simd::int8::{GROUP, Int8Tokens, TOKEN_TILE};
 use crate::threads::Divided;
 
 /// Workspace for a tile of tokens.
@@ -15,85 +15,108 @@ pub(super) struct Tokens {
     groups: usize,
     capacity: usize,
     planes: Aligned<i8>,
+    tiles: Aligned<i8>,
     whole: Aligned<i16>,
-    of: Vec<TokenGroup>,
-    /// Whether the bounds hold for the token. All its rows are computed by `dot/1` otherwise.
-    covered: Vec<bool>,
+    sums: Vec<[i32; 2]>,
+    of: Vec<Token>,
 }
 
 /// The workspace as threads share it, each preparing its own tokens.
 pub(super) struct SharedTokens<'a> {
     groups: usize,
     capacity: usize,
+    has_tiles: bool,
     planes: Divided<'a, i8>,
+    tiles: Divided<'a, i8>,
     whole: Divided<'a, i16>,
-    of: Divided<'a, TokenGroup>,
-    covered: Divided<'a, bool>,
+    sums: Divided<'a, [i32; 2]>,
+    of: Divided<'a, Token>,
 }
 
-/// A scale below this would be imprecise or 0; then all of x counts as its rounding error.
-const LEAST_SCALE: f32 = 1.0 / (1_u128 << 100) as f32;
+/// Sums of squares.
+#[derive(Debug, Default)]
+struct Squares {
+    x: f64,
+    z: f64,
+    error: f64,
+    low: f64,
+}
 
-/// Norms of a token's groups, squared and added up; NaN or infinite if an element is.
-#[derive(Default)]
-struct Total(f64);
+const LANES: usize = 16;
 
 isa_fn! {
-    /// Rounds one group; `x` may be shorter than it.
-    fn round_group(
-        x: &[f32],
-        planes: &mut [i8],
-        whole: &mut [i16],
-        of: &mut TokenGroup,
-        total: &mut Total,
-    ) {
-        const LANES: usize = 8;
-        let mut group = [0.0_f32; GROUP];
-        group[..x.len()].copy_from_slice(x);
-        let most = group.iter().fold(0.0_f32, |most, v| if v.abs() > most { v.abs() } else { most });
-        let mut scale = most / MOST as f32;
-        if !(LEAST_SCALE..f32::INFINITY).contains(&scale) {
-            scale = 0.0;
-        }
-        let (step, inverse) = (f64::from(scale), if scale > 0.0 { 1.0 / f64::from(scale) } else { 0.0 });
-        let (mut square, mut left) = ([0.0_f64; LANES], [0.0_f64; LANES]);
-        for (x, to) in group.as_chunks::<LANES>().0.iter().zip(whole.as_chunks_mut::<LANES>().0) {
+    /// The largest |x - c|, NaN apart.
+    fn largest(x: &[f32], centre: &[f32]) -> f32 {
+        let mut most = [0.0_f32; LANES];
+        for (x, centre) in x.as_chunks::<LANES>().0.iter().zip(centre.as_chunks::<LANES>().0) {
             for j in 0..LANES {
-                let x = f64::from(x[j]);
-                let shifted = x * inverse + TO_INTEGER;
-                let rest = x - step * (shifted - TO_INTEGER);
-                square[j] += x * x;
-                left[j] += rest * rest;
-                to[j] = shifted.to_bits() as i16;
+                let size = (x[j] - centre[j]).abs();
+                most[j] = if size > most[j] { size } else { most[j] };
             }
         }
-        let mut sum = 0_i32;
-        let (high, low) = planes.split_at_mut(GROUP);
-        for c in 0..GROUP {
-            low[c] = whole[c] as i8;
-            high[c] = (whole[c].wrapping_sub(i16::from(low[c])) >> 8) as i8;
-            sum += i32::from(whole[c]);
+        most.iter().fold(0.0, |a: f32, &b| a.max(b))
+    }
+}
+
+isa_fn! {
+    /// Rounds x - c to integers; `x` is padded to whole vectors with zeros.
+    fn round_token(
+        x: &[f32],
+        centre: &[f32],
+        scale: f32,
+        high: &mut [i8],
+        low: &mut [i8],
+        whole: &mut [i16],
+        squares: &mut Squares,
+    ) {
+        let (step, inverse) = (f64::from(scale), if scale > 0.0 { 1.0 / f64::from(scale) } else { 0.0 });
+        let mut of_x = [0.0_f64; LANES];
+        let (mut of_z, mut error, mut of_low) = (of_x, of_x, of_x);
+        for (i, x) in x.as_chunks::<LANES>().0.iter().enumerate() {
+            let at = i * LANES..(i + 1) * LANES;
+            let (centre, whole) = (&centre[at.clone()], &mut whole[at.clone()]);
+            let (high, low) = (&mut high[at.clone()], &mut low[at]);
+            for j in 0..LANES {
+                let z = f64::from(x[j] - centre[j]);
+                let shifted = z * inverse + TO_INTEGER;
+                let rest = z - step * (shifted - TO_INTEGER);
+                let integer = shifted.to_bits() as i16;
+                whole[j] = integer;
+                let [h, l] = split(integer);
+                (high[j], low[j]) = (h, l);
+                of_x[j] += f64::from(x[j]) * f64::from(x[j]);
+                of_z[j] += z * z;
+                error[j] += rest * rest;
+                of_low[j] += f64::from(l) * f64::from(l);
+            }
         }
-        let square: f64 = square.iter().sum();
-        *of = TokenGroup { start: -128 * sum, scale, norm: norm_of(square), error: norm_of(left.iter().sum()) };
-        total.0 += square;
+        let sum = |lanes: [f64; LANES]| lanes.iter().sum::<f64>();
+        *squares = Squares { x: sum(of_x), z: sum(of_z), error: sum(error), low: sum(of_low) * step * step };
+    }
+}
+
+isa_fn! {
+    fn sum(of: &[i8]) -> i32 {
+        of.iter().map(|&v| i32::from(v)).sum()
     }
 }
 
 impl Tokens {
-    /// Room for `capacity` tokens of `groups` groups.
+    /// Room for `capacity` tokens of `groups` groups; with tiles for AMX, if they are asked for.
     ///
     /// # Errors
     /// [`crate::Status::OutOfMemory`].
-    pub(super) fn new(capacity: usize, groups: usize) -> Result<Self> {
-        let (what, parts) = ("the encoder's tokens in 16 bits", capacity.saturating_mul(groups));
+    pub(super) fn new(capacity: usize, groups: usize, tiles: bool) -> Result<Self> {
+        let capacity = if tiles { capacity.next_multiple_of(TOKEN_TILE) } else { capacity };
+        let (what, width) = ("the encoder's tokens in 16 bits", capacity.saturating_mul(groups * GROUP));
         Ok(Tokens {
             groups,
             capacity,
-            planes: Aligned::zeroed(parts.saturating_mul(2 * GROUP), what)?,
-            whole: Aligned::zeroed(parts.saturating_mul(GROUP), what)?,
-            of: try_vec(parts, TokenGroup::default(), what)?,
-            covered: try_vec(capacity, false, what)?,
+            planes: Aligned::zeroed(width.saturating_mul(2), what)?,
+            tiles: Aligned::zeroed(if tiles { width.saturating_mul(2) } else { 0 }, what)?,
+            whole: Aligned::zeroed(width, what)?,
+            sums: try_vec(capacity, [0; 2], what)?,
+            of: try_vec(capacity, Token::default(), what)?,
         })
     }
 
@@ -101,48 +124,70 @@ impl Tokens {
         SharedTokens {
             groups: self.groups,
             capacity: self.capacity,
+            has_tiles: !self.tiles.is_empty(),
             planes: Divided::of(&mut self.planes),
+            tiles: Divided::of(&mut self.tiles),
             whole: Divided::of(&mut self.whole),
+            sums: Divided::of(&mut self.sums),
             of: Divided::of(&mut self.of),
-            covered: Divided::of(&mut self.covered),
         }
     }
 }
 
 impl SharedTokens<'_> {
-    /// Tokens that lie side by side in a group when there are `count`: few lie densely, so that all groups of one token do
-    /// not compete for the same few sets of the first-level cache; many are rounded up to what AMX takes at a time.
-    fn width(&self, count: usize) -> usize {
-        if count < 8 { count } else { count.next_multiple_of(16).min(self.capacity) }
-    }
-
-    /// Rounds token `t` of `count`, whose elements are `x`.
+    /// Rounds token `t`, whose elements are `x`, zero-padded to whole vectors of 16; also into tiles, if `tiled`.
     ///
     /// # Safety
     /// Nobody else may access token `t` meanwhile.
-    pub(super) unsafe fn prepare(&self, isa: Isa, bound: &Bound, t: usize, count: usize, x: &[f32]) {
-        let width = self.width(count);
-        let mut total = Total::default();
-        for (g, x) in x.chunks(GROUP).enumerate() {
-            let part = g * width + t;
-            // SAFETY: the caller's promise: parts of token t.
-            unsafe {
-                let planes = self.planes.slice(part * 2 * GROUP..(part + 1) * 2 * GROUP);
-                let whole = self.whole.slice(part * GROUP..(part + 1) * GROUP);
-                round_group(isa, x, planes, whole, &mut self.of.slice(part..part + 1)[0], &mut total);
-            }
+    pub(super) unsafe fn prepare(&self, isa: Isa, bound: &Bound, centre: &[f32], t: usize, x: &[f32], tiled: bool) {
+        let width = self.groups * GROUP;
+        // SAFETY: the caller's promise: parts of token t.
+        let (planes, whole, sums, of) = unsafe {
+            (
+                self.planes.slice(t * 2 * width..(t + 1) * 2 * width),
+                self.whole.slice(t * width..(t + 1) * width),
+                &mut self.sums.slice(t..t + 1)[0],
+                &mut self.of.slice(t..t + 1)[0],
+            )
+        };
+        let (high, low) = planes.split_at_mut(width);
+        let scale = scale_for(largest(isa, x, centre));
+        let mut squares = Squares::default();
+        round_token(isa, x, centre, scale, high, low, whole, &mut squares);
+        *sums = [sum(isa, high), sum(isa, low)];
+        let Squares { x, z, error, low } = squares;
+        *of = bound.token(norm_of(x), norm_of(z), norm_of(error), norm_of(low), scale);
+        if tiled {
+            // SAFETY: the caller's promise: the lines of token t of its tile.
+            unsafe { self.tile(t, planes) };
         }
-        // SAFETY: the caller's promise.
-        unsafe { self.covered.slice(t..t + 1)[0] = bound.covers(total.0.sqrt() * super::copy::SLACK) };
     }
 
-    /// Whether the bounds hold for token `t`.
+    /// Lays token `t` out for AMX.
+    ///
+    /// # Safety
+    /// Nobody else may access token `t` meanwhile.
+    unsafe fn tile(&self, t: usize, planes: &[i8]) {
+        let (first, lane) = (t / TOKEN_TILE, t % TOKEN_TILE);
+        for (plane, bytes) in planes.chunks_exact(self.groups * GROUP).enumerate() {
+            for (g, group) in bytes.as_chunks::<GROUP>().0.iter().enumerate() {
+                let tile = ((first * self.groups + g) * 2 + plane) * GROUP * TOKEN_TILE;
+                for (k, four) in group.as_chunks::<4>().0.iter().enumerate() {
+                    let at = tile + (k * TOKEN_TILE + lane) * 4;
+                    // SAFETY: the caller's promise; only token t's bytes.
+                    unsafe { self.tiles.slice(at..at + 4) }.copy_from_slice(four);
+                }
+            }
+        }
+    }
+
+    /// What the bounds of token `t` are made of.
     ///
     /// # Safety
     /// Nobody may write token `t` meanwhile.
-    pub(super) unsafe fn covered(&self, t: usize) -> bool {
+    pub(super) unsafe fn of(&self, t: usize) -> &Token {
         // SAFETY: the caller's promise.
-        unsafe { self.covered.read(t..t + 1)[0] }
+        unsafe { &self.of.read(t..t + 1)[0] }
     }
 
     /// The first `count` tokens, to read.
@@ -151,16 +196,16 @@ impl SharedTokens<'_> {
     /// Nobody may write any token while the result lives.
     pub(super) unsafe fn read(&self, count: usize) -> Int8Tokens<'_> {
         assert!(count <= self.capacity, "more tokens than there is room for");
-        let width = self.width(count);
-        let parts = self.groups * width;
-        // SAFETY: the caller's promise; of the other tokens nothing is read through the result.
+        let all = self.capacity * self.groups * GROUP;
+        // SAFETY: the caller's promise; of the other tokens nothing that matters is read through the result.
         unsafe {
             Int8Tokens {
-                planes: self.planes.read(0..parts * 2 * GROUP),
-                whole: self.whole.read(0..parts * GROUP),
-                of: self.of.read(0..parts),
+                planes: self.planes.read(0..2 * all),
+                tiles: self.tiles.read(0..if self.has_tiles { 2 * all } else { 0 }),
+                whole: self.whole.read(0..all),
+                sums: self.sums.read(0..self.capacity),
                 groups: self.groups,
-                capacity: width,
+                capacity: self.capacity,
                 count,
             }
         }

@@ -30,7 +30,7 @@ impl Contender for Ours {
     fn weight_bytes(&self, tokens: usize) -> u64 {
         // Screened, an int8 copy of the weights; the few rows that are computed exactly after it are not counted.
         if let Some(screening) = self.encoder.screening().filter(|screening| tokens <= screening.most_rows) {
-            return screening.copy_bytes as u64;
+            return screening.copy_bytes[usize::from(tokens > 1)] as u64;
         }
         let weight = &self.encoder.sae().encoder().weight;
         let element = if weight.dtype() == Dtype::F32 { 4 } else { 2 };
