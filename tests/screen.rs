@@ -281,8 +281,11 @@ fn trained_model_on_all_activations() {
     };
     let isa = Isa::detect().unwrap();
     let mut plain = encoder(&sae, EncodePath::Plain, 2, isa);
-    let mut screened = encoder(&sae, EncodePath::Screened, 2, isa);
-    let mut tokens = 0;
+    // By tiles, where there are any; by the high plane first.
+    let mut large = encoder(&sae, EncodePath::Screened, 2, isa);
+    let mut small = encoder(&sae, EncodePath::Screened, 2, isa);
+    let mut fast = encoder(&sae, EncodePath::Fast, 2, isa);
+    let (mut tokens, mut misses) = (0, Misses::default());
     for entry in folder.read_dir().unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_none_or(|extension| extension != "safetensors") {
@@ -301,14 +304,96 @@ fn trained_model_on_all_activations() {
         let mut x = vec![0.0; bytes.len() / dtype.size()];
         dtype::widen(dtype, &bytes, &mut x);
         for batch in x.chunks(d * 1000) {
-            assert_eq!(encode(&mut screened, batch), encode(&mut plain, batch));
+            let expected = encode(&mut plain, batch);
+            assert_eq!(encode(&mut large, batch), expected);
+            let capacity = expected.indices.len() / expected.counts.len();
+            for (i, few) in batch.chunks(d * 5).enumerate() {
+                let found = encode(&mut small, few);
+                let at = i * 5 * capacity;
+                assert_eq!(found.indices, expected.indices[at..at + found.indices.len()]);
+                assert_eq!(found.values, expected.values[at..at + found.values.len()]);
+            }
+            misses.add(&encode(&mut fast, batch), &expected);
             tokens += batch.len() / d;
         }
     }
     assert!(tokens > 0, "no shard in {}", folder.display());
-    let rows = screened.screening().unwrap().recomputed_rows as f64;
-    let share = rows / (tokens * sae.config().encoder.rows()) as f64;
-    eprintln!("{tokens} tokens equal; {:.2} % of the rows recomputed", share * 100.0);
+    let share = |rows: usize| 100.0 * rows as f64 / (tokens * sae.config().encoder.rows()) as f64;
+    for (name, encoder) in [("by tiles", &large), ("few at a time", &small), ("fast", &fast)] {
+        let screening = encoder.screening().unwrap();
+        eprintln!(
+            "{name}: {tokens} tokens; {:.2} % of the rows by both planes, {:.2} % recomputed",
+            share(screening.refined_rows),
+            share(screening.recomputed_rows)
+        );
+    }
+    eprintln!("fast: {misses:?}");
+}
+
+/// What the fast path did otherwise.
+#[derive(Debug, Default)]
+struct Misses {
+    latents: usize,
+    missing: usize,
+    tokens: usize,
+    tokens_with_any: usize,
+}
+
+impl Misses {
+    fn add(&mut self, found: &Result, expected: &Result) {
+        let capacity = expected.indices.len() / expected.counts.len();
+        for (t, (&count, &wanted)) in found.counts.iter().zip(&expected.counts).enumerate() {
+            let row = |of: &Result, count: u32| -> Vec<(u32, u32)> {
+                let range = t * capacity..t * capacity + count as usize;
+                of.indices[range.clone()].iter().copied().zip(of.values[range].iter().copied()).collect()
+            };
+            let (found, expected) = (row(found, count), row(expected, wanted));
+            let missing = expected.iter().filter(|latent| !found.contains(latent)).count();
+            self.latents += expected.len();
+            self.missing += missing;
+            self.tokens += 1;
+            self.tokens_with_any += usize::from(missing > 0);
+        }
+    }
+}
+
+#[test]
+fn the_fast_path_misses_little_and_values_are_canonical() {
+    let x = sample();
+    let d = 576;
+    let mut rng = Rng(2);
+    let shape = Shape::Kron { heads: 256, base: 4, extension: 4 };
+    let (weights, bias) = fresh(&x, shape.rows(), d, &mut rng);
+    for selection in [Selection::TopK(32), Selection::Threshold { theta: 2.0, max_latents: 100 }] {
+        let sae = model(shape, d, selection, &weights, &bias, Dtype::F32);
+        let x = &x[..d * 640];
+        for isa in Isa::available() {
+            let expected = encode(&mut encoder(&sae, EncodePath::Plain, 1, isa), x);
+            for tokens in [3, 64] {
+                let mut fast = encoder(&sae, EncodePath::Fast, 2, isa);
+                let mut misses = Misses::default();
+                for (i, x) in x.chunks(d * tokens).enumerate() {
+                    let found = encode(&mut fast, x);
+                    let rows = i * tokens..i * tokens + found.counts.len();
+                    let capacity = expected.indices.len() / expected.counts.len();
+                    let entries = rows.start * capacity..rows.end * capacity;
+                    let part = Result {
+                        counts: expected.counts[rows].to_vec(),
+                        indices: expected.indices[entries.clone()].to_vec(),
+                        values: expected.values[entries].to_vec(),
+                        active: Vec::new(),
+                        flags: Vec::new(),
+                        summary: EncodeSummary::default(),
+                    };
+                    misses.add(&found, &part);
+                }
+                assert!(misses.missing * 2000 < misses.latents, "{} {selection:?}: {misses:?}", isa.name());
+                let rows = fast.screening().unwrap().recomputed_rows as f64;
+                let share = rows / (misses.tokens * shape.rows()) as f64;
+                assert!(share < 0.3, "{share} of the rows were recomputed");
+            }
+        }
+    }
 }
 
 #[test]

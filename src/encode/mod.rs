@@ -155,7 +155,7 @@ impl Encoder {
         let most_screened = path.most_screened(&sae, isa);
         let screener = match most_screened {
             0 => None,
-            _ => Screener::new(&sae, isa, &mut pool, tile_tokens)?,
+            _ => Screener::new(&sae, isa, &mut pool, tile_tokens, path == EncodePath::Fast)?,
         };
         Ok(Encoder {
             isa,

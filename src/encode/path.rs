@@ -5,7 +5,7 @@ use crate::sae::Sae;
 use crate::simd::Isa;
 use crate::simd::int8::Int8Kernel;
 
-/// How an [`Encoder`](crate::Encoder) finds its results. Every path returns the same bits.
+/// How an [`Encoder`](crate::Encoder) finds its results. Every path but [`EncodePath::Fast`] returns the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EncodePath {
     /// The faster one for the batch and the model, by a measured rule; or the one that the environment variable
@@ -16,6 +16,11 @@ pub enum EncodePath {
     Plain,
     /// An int8 copy of the encoder tells, with proven bounds, which rows can matter; those are computed exactly.
     Screened,
+    /// As [`EncodePath::Screened`], with bounds that errors are *likely* to be within: four standard deviations, were they
+    /// independent. **Not exact**: a latent may be missing, or another in its place; values that are reported are still
+    /// those of `dot/1`. `kronsae bench fast` measures how often on a model and its activations, and docs/performance.md
+    /// says what was found. Models too small to be screened are encoded exactly.
+    Fast,
 }
 
 /// Batches up to this many rows are screened. Measured (`cargo run --release --example screening`): one row takes a
@@ -60,6 +65,8 @@ impl EncodePath {
         match self {
             EncodePath::Plain => 0,
             EncodePath::Screened => usize::MAX,
+            EncodePath::Fast if weight.cols >= LEAST_WIDTH => usize::MAX,
+            EncodePath::Fast => 0,
             // Without vectors the copy is no faster than the weights.
             EncodePath::Auto if isa.level() == crate::IsaLevel::Portable => 0,
             EncodePath::Auto if weight.cols < LEAST_WIDTH || weight.rows * weight.cols < LEAST_WEIGHTS => 0,

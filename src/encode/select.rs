@@ -12,7 +12,7 @@ use super::candidates::{
     MOST_RANKED, SMALLEST, above, index_of, key, near_cut, rank_sort, scan, scan_capacity, value_of,
 };
 use super::maxima::{column_maxima, columns, finite, head_maxima, positive_max};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::isa_fn;
 use crate::memory::try_vec;
 use crate::sae::{Encoder, Selection};
@@ -40,6 +40,8 @@ pub struct Selector {
     pub(super) maxima: Vec<f32>,
     /// Candidates as sort keys: see [`key`].
     keys: Vec<u64>,
+    /// Where only some rows take part: their heads, and all rows of those.
+    some: (Vec<u32>, Vec<f32>),
     /// Where the last row was cut: a first guess for the next one's. It decides how fast, never what.
     guess: f32,
 }
@@ -108,7 +110,8 @@ impl Selector {
         let maxima = try_vec(maxima, 0.0, "maxima")?;
         let mut keys = try_vec(most_keys, 0_u64, "candidates")?;
         keys.clear();
-        Ok(Selector { isa, encoder, rule, maxima, keys, guess: 1.0 })
+        let some = (room(encoder.rows(), "some rows")?, room(encoder.rows(), "some rows")?);
+        Ok(Selector { isa, encoder, rule, maxima, keys, some, guess: 1.0 })
     }
 
     /// Selects from the pre-activations `y` of one token, `[rows]`. The result is read with [`Selector::selected`].
@@ -122,6 +125,85 @@ impl Selector {
             Encoder::Dense { .. } => self.select_dense(y),
             Encoder::Kron { heads, base, extension } => self.select_kron(y, heads, base, extension),
         }
+    }
+
+    /// As [`Selector::select`], where only `rows` take part, ascending; of `y`, which is finite, no other is looked at.
+    pub(super) fn select_among(&mut self, y: &[f32], rows: &[u32]) -> RowOutcome {
+        assert_eq!(y.len(), self.encoder.rows(), "pre-activations of another encoder");
+        self.keys.clear();
+        let Encoder::Kron { heads: all, base, extension } = self.encoder else {
+            return self.select_among_dense(y, rows);
+        };
+        let width = base + extension;
+        let (heads, values) = &mut self.some;
+        heads.clear();
+        values.clear();
+        for &row in rows {
+            let (head, within) = (row as usize / width, row as usize % width);
+            if heads.last() != Some(&(head as u32)) {
+                heads.push(head as u32);
+                values.resize(heads.len() * width, 0.0);
+            }
+            let first = (heads.len() - 1) * width;
+            values[first + within] = y[row as usize];
+        }
+        // Heads by their places in the list, which order like themselves.
+        for (place, rows) in values.chunks_exact(width).enumerate() {
+            let max = positive_max(&rows[..base]) * positive_max(&rows[base..]);
+            if max.is_nan() || max == f32::INFINITY {
+                return RowOutcome::NotFinite;
+            }
+            if max > 0.0 {
+                self.keys.push(key(max, place));
+                if let Rule::TopK(k) = self.rule
+                    && k <= all
+                {
+                    first_keys(&mut self.keys, k);
+                }
+            }
+        }
+        let (most, floor, counting) = match self.rule {
+            Rule::TopK(k) => {
+                let mut floor = 0.0;
+                if k <= all && self.keys.len() >= k {
+                    self.keys.select_nth_unstable(k - 1);
+                    self.keys.truncate(k);
+                    floor = value_of(self.keys[k - 1]);
+                }
+                (k, floor, false)
+            }
+            Rule::Threshold { floor, max_latents } => (max_latents, floor, true),
+            Rule::PerLatent { .. } => unreachable!("per-latent thresholds are refused for kron when a model is read"),
+        };
+        let taken = self.keys.len();
+        let mut products =
+            Products { keys: &mut self.keys, start: taken, most, floor, keep: floor, counting, active: 0 };
+        push_heads(self.isa, &mut products, values, Some(heads), base, extension);
+        let active = products.active;
+        self.keys.drain(..taken);
+        self.finish(most, active)
+    }
+
+    fn select_among_dense(&mut self, y: &[f32], rows: &[u32]) -> RowOutcome {
+        let most = match &self.rule {
+            Rule::TopK(k) => *k,
+            Rule::Threshold { max_latents, .. } | Rule::PerLatent { max_latents, .. } => *max_latents,
+        };
+        for &row in rows {
+            let value = y[row as usize];
+            let floor = match &self.rule {
+                Rule::TopK(_) => SMALLEST,
+                Rule::Threshold { floor, .. } => *floor,
+                Rule::PerLatent { floors, .. } => floors[row as usize],
+            };
+            if value >= floor {
+                self.keys.push(key(value, row as usize));
+                if let Rule::TopK(k) = self.rule {
+                    first_keys(&mut self.keys, k);
+                }
+            }
+        }
+        self.finish(most, self.keys.len())
     }
 
     /// The latents selected last, in order: index and value before the square root (the product p*q; dense: y).
@@ -192,7 +274,7 @@ impl Selector {
         let taken = self.keys.len();
         let mut products =
             Products { keys: &mut self.keys, start: taken, most: k, floor, keep: floor, counting, active: 0 };
-        push_heads(self.isa, &mut products, y, m, n);
+        push_heads(self.isa, &mut products, y, None, m, n);
         let active = products.active;
         self.keys.drain(..taken);
         self.finish(k, active)
@@ -330,11 +412,13 @@ fn cut_at(k: usize) -> usize {
 }
 
 isa_fn! {
-    /// Replaces the list of heads, the keys there are, by their products: those are pushed behind it.
-    fn push_heads(products: &mut Products<'_>, y: &[f32], m: usize, n: usize) {
+    /// Replaces the list of heads, the keys there are, by their products: those are pushed behind it. The list holds places
+    /// in `y`; `heads` says which heads those are, if not the same.
+    fn push_heads(products: &mut Products<'_>, y: &[f32], heads: Option<&[u32]>, m: usize, n: usize) {
         for at in 0..products.start {
-            let head = index_of(products.keys[at]);
-            let (rows, first) = (&y[head * (m + n)..][..m + n], head * m * n);
+            let place = index_of(products.keys[at]);
+            let head = heads.map_or(place, |heads| heads[place] as usize);
+            let (rows, first) = (&y[place * (m + n)..][..m + n], head * m * n);
             match (m, n) {
                 (2, 2) => products.push_fixed::<2, 2, 4>(rows, first),
                 (2, 4) => products.push_fixed::<2, 4, 8>(rows, first),
@@ -345,6 +429,25 @@ isa_fn! {
             }
         }
     }
+}
+
+/// Cuts a growing list back to the `k` that come first, now and then.
+fn first_keys(keys: &mut Vec<u64>, k: usize) {
+    if keys.len() == scan_capacity(k) {
+        keys.select_nth_unstable(k - 1);
+        keys.truncate(k);
+    }
+}
+
+/// An empty list with room for `most`, of which the system gives only what is used.
+///
+/// # Errors
+/// [`crate::Status::OutOfMemory`] naming `what`.
+pub(super) fn room<T>(most: usize, what: &str) -> Result<Vec<T>> {
+    let mut list = Vec::new();
+    let bytes = most.saturating_mul(size_of::<T>());
+    list.try_reserve_exact(most).map_err(|_| Error::out_of_memory(what, bytes))?;
+    Ok(list)
 }
 
 #[inline(always)]

@@ -60,7 +60,7 @@ impl Rows {
     };
 }
 
-/// The same of one token.
+/// What one token contributes to them.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Token {
     /// t: an integer of 1 means this much.
@@ -80,6 +80,8 @@ pub(super) struct Token {
 pub(super) enum Products {
     /// Of the high plane.
     Coarse,
+    /// Of both planes.
+    Fine,
     /// Of both planes, but for the low one with the token's low one.
     Tiled,
 }
@@ -87,6 +89,8 @@ pub(super) enum Products {
 /// What the bounds of all rows of one matrix share.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bound {
+    /// d.
+    cols: f64,
     /// Of `dot/1`.
     gamma: f64,
     /// |c|.
@@ -115,7 +119,7 @@ impl Bound {
     /// For rows of `cols` elements, none of a norm above `row_norm`, no bias above `bias`.
     pub(super) fn new(cols: usize, centre: f64, row_norm: f64, bias: f64) -> Self {
         let roundings = (cols.div_ceil(16) + 6) as f64 * U;
-        Bound { gamma: roundings / (1.0 - roundings), centre, row_norm, bias }
+        Bound { cols: cols as f64, gamma: roundings / (1.0 - roundings), centre, row_norm, bias }
     }
 
     /// `coarse`, `fine` and `size` of a row, from |w| and |dw| without and with the low plane.
@@ -124,15 +128,22 @@ impl Bound {
         [coarse + 16.0 * U * size, fine + 16.0 * U * size, size].map(|v| round_up(v * EVALUATED))
     }
 
-    /// The terms of a token: |x|, |z|, |dz|, |t zl|, and t.
-    pub(super) fn token(&self, x: f64, z: f64, error: f64, low: f64, scale: f32) -> Token {
+    /// The terms of a token: |x|, the norms of z, dz and t zl, and t.
+    ///
+    /// With `deviations` the result bounds nothing for sure. The errors dw of a row and the elements of z are then taken to
+    /// be independent and of mean 0, so that dw . z has the standard deviation |dw| |z| / sqrt(d), likewise the other
+    /// products, and each counts as so many of those instead of the whole.
+    pub(super) fn token(&self, x: f64, norms: [f64; 3], scale: f32, deviations: Option<f64>) -> Token {
+        let covered = self.covers(x + norms[0] + self.centre);
+        let share = deviations.map_or(1.0, |deviations| (deviations / self.cols.sqrt()).min(1.0));
+        let [z, error, low] = norms.map(|norm| norm * share);
         let of_x = error * (1.0 + 16.0 * U) + self.gamma * x + self.centre * 2.0_f64.powi(-40);
         Token {
             scale,
             of_z: round_up(z * EVALUATED),
             of_x: round_up(of_x * EVALUATED),
             low: round_up(low * EVALUATED),
-            covered: self.covers(x + z + self.centre),
+            covered,
         }
     }
 
@@ -146,36 +157,52 @@ impl Bound {
 /// The absolute term: see the module.
 const UNDERFLOW: f32 = 1.0 / (1_u128 << 100) as f32;
 
+/// The largest coefficients of all rows of a matrix.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Largest {
+    pub(super) coarse: f32,
+    pub(super) fine: f32,
+    pub(super) size: f32,
+}
+
+impl Products {
+    /// eps without what depends on y', from a row's coefficients.
+    #[inline(always)]
+    fn eps_of(self, coarse: f32, fine: f32, size: f32, token: &Token) -> f32 {
+        let left = if self == Products::Tiled { token.low } else { 0.0 };
+        let error = if self == Products::Coarse { coarse } else { fine };
+        error.mul_add(token.of_z + left, coarse.mul_add(left, size.mul_add(token.of_x, UNDERFLOW)))
+    }
+
+    /// How far row `r` of a block may be from `y`, its cheap pre-activation by these products.
+    #[inline(always)]
+    pub(super) fn eps(self, of: &Rows, r: usize, token: &Token, y: f32) -> f32 {
+        y.abs().mul_add(OF_Y, self.eps_of(of.coarse[r], of.fine[r], of.size[r], token))
+    }
+
+    /// At least the eps of any row whose upper bound is positive, where no cheap pre-activation is above `most`.
+    pub(super) fn most_eps(self, of: &Largest, token: &Token, most: f32) -> f32 {
+        let eps = self.eps_of(of.coarse, of.fine, of.size, token);
+        // A negative y of such a row is no larger than its eps.
+        (most.max(0.0) + 2.0 * eps).mul_add(OF_Y, eps) * EVALUATED as f32
+    }
+}
+
+/// Of |y'|: three roundings and a little.
+const OF_Y: f32 = 8.0 / (1_u64 << 24) as f32;
+
 isa_fn! {
-    /// Lower and upper bounds of the canonical pre-activations of one block and one token, from its products.
-    pub(super) fn interval(
-        products: &Line,
-        of: &Rows,
-        kind: Products,
-        token: &Token,
-        low: &mut Line,
-        high: &mut Line,
-    ) {
+    /// The cheap pre-activations of one block and one token, from their products.
+    pub(super) fn estimate(products: &Line, of: &Rows, kind: Products, token: &Token, y: &mut Line) {
         // Coarse products are in units of 256 integers.
         let scale = if kind == Products::Coarse { 256.0 * token.scale } else { token.scale };
-        let error = if kind == Products::Coarse { &of.coarse } else { &of.fine };
-        let left = if kind == Products::Tiled { token.low } else { 0.0 };
-        let of_z = token.of_z + left;
         for r in 0..BLOCK_ROWS {
-            let y = products[r].mul_add(of.scale[r] * scale, of.bias[r]);
-            let last = y.abs().mul_add(8.0 * U as f32, UNDERFLOW);
-            let eps = of.coarse[r].mul_add(left, of.size[r].mul_add(token.of_x, last));
-            let eps = error[r].mul_add(of_z, eps);
-            low[r] = y - eps;
-            high[r] = y + eps;
+            y[r] = products[r].mul_add(of.scale[r] * scale, of.bias[r]);
         }
     }
 }
 
-/// The upper bound of the canonical pre-activation of one row, from its fine product, nothing left out.
-pub(super) fn upper(product: f32, of: &Rows, r: usize, token: &Token) -> f32 {
-    let y = product.mul_add(of.scale[r] * token.scale, of.bias[r]);
-    let last = y.abs().mul_add(8.0 * U as f32, UNDERFLOW);
-    let eps = of.size[r].mul_add(token.of_x, last);
-    y + of.fine[r].mul_add(token.of_z, eps)
+/// The cheap pre-activation of one row by its fine product, nothing left out.
+pub(super) fn estimate_one(product: f32, of: &Rows, r: usize, token: &Token) -> f32 {
+    product.mul_add(of.scale[r] * token.scale, of.bias[r])
 }

@@ -1,12 +1,12 @@
 //! The copy of an encoder's weights in two planes of int8, and what each row's rounding cost.
 
-use super::bound::{Bound, Rows, norm_of};
+use super::bound::{Bound, Largest, Rows, norm_of};
 use crate::error::Result;
 use crate::isa_fn;
 use crate::memory::{Aligned, try_vec};
 use crate::sae::{ElementsRef, MatrixRef};
 use crate::simd::Isa;
-use crate::simd::int8::{BLOCK_ROWS, GROUP, MOST, Planes};
+use crate::simd::int8::{BLOCK_ROWS, GROUP, Line, MOST, Planes};
 use crate::threads::{Divided, Pool};
 
 /// A weight matrix in 16 bits, as two planes, with one scale for each row. Small batches read the high plane and little of
@@ -22,6 +22,7 @@ pub(in crate::encode) struct Int8Copy {
     low: Aligned<u8>,
     /// `[blocks]`
     of: Vec<Rows>,
+    largest: Largest,
     bound: Bound,
     /// c, `[groups * 64]`, zero-padded.
     centre: Aligned<f32>,
@@ -127,6 +128,11 @@ isa_fn! {
     }
 }
 
+fn largest_of(rows: &[Rows]) -> Largest {
+    let of = |line: fn(&Rows) -> &Line| rows.iter().flat_map(line).fold(0.0, |most: f32, &v| most.max(v));
+    Largest { coarse: of(|rows| &rows.coarse), fine: of(|rows| &rows.fine), size: of(|rows| &rows.size) }
+}
+
 impl Int8Copy {
     /// Rounds a matrix on the threads of `pool`; tokens will be centred on `centre`, where there is one. None if rows are so
     /// long that the bound does not hold.
@@ -191,11 +197,11 @@ impl Int8Copy {
                 }
             })?;
         }
-        let largest = |i: usize| most.iter().fold(0.0, |a: f64, v| a.max(v[i]));
+        let most = |i: usize| most.iter().fold(0.0, |a: f64, v| a.max(v[i]));
         let of_centre = norm_of(padded_centre.iter().map(|&c| f64::from(c) * f64::from(c)).sum());
-        let bound = Bound::new(from.cols, of_centre, largest(0), largest(1));
-        let rows = from.rows;
-        Ok(Some(Int8Copy { rows, groups, stride, high, low, of, bound, centre: padded_centre }))
+        let bound = Bound::new(from.cols, of_centre, most(0), most(1));
+        let (rows, largest) = (from.rows, largest_of(&of));
+        Ok(Some(Int8Copy { rows, groups, stride, high, low, of, largest, bound, centre: padded_centre }))
     }
 
     /// Groups of columns.
@@ -223,6 +229,11 @@ impl Int8Copy {
         &self.of[b]
     }
 
+    /// The largest of those coefficients.
+    pub(super) fn largest(&self) -> &Largest {
+        &self.largest
+    }
+
     /// Bytes that a pass over all rows reads: of the high plane alone, or of both.
     pub(in crate::encode) fn bytes(&self, both: bool) -> usize {
         (1 + usize::from(both)) * self.rows * self.groups * GROUP + size_of_val(&*self.of)
@@ -233,11 +244,13 @@ impl Int8Copy {
         self.high.len() + self.low.len() + size_of_val(&*self.of) + size_of_val(&*self.centre)
     }
 
-    /// All bounds times `factor`: for the tests, which must fail then.
+    /// Errors of the high plane, and of both, times these: for the tests, which must fail then.
     #[cfg(test)]
-    pub(super) fn scale_bounds(&mut self, factor: f32) {
+    pub(super) fn scale_bounds(&mut self, [coarse, fine]: [f32; 2]) {
         for of in &mut self.of {
-            of.coarse.iter_mut().chain(&mut of.fine).chain(&mut of.size).for_each(|c| *c *= factor);
+            of.coarse.iter_mut().for_each(|c| *c *= coarse);
+            of.fine.iter_mut().for_each(|c| *c *= fine);
         }
+        self.largest = largest_of(&self.of);
     }
 }

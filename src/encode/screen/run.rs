@@ -1,13 +1,14 @@
 //! The screened path of [`Encoder`](crate::Encoder): its phases and its workspace.
 
-use super::bound::{Products, interval, upper};
+use super::bound::{Products, Token, estimate, estimate_one};
 use super::copy::Int8Copy;
+use super::survivors::Distance;
 use super::tokens::Tokens;
 use crate::activations::Activations;
 use crate::encode::latents::SharedLatents;
+use crate::encode::select::room;
 use crate::encode::{Counts, Selector};
-use crate::error::{Error, Result};
-use crate::memory::Aligned;
+use crate::error::Result;
 use crate::sae::{Encoder as Shape, Sae, Selection, padded};
 use crate::simd::int8::{BLOCK_ROWS, Int8Kernel};
 use crate::simd::{self, Isa};
@@ -20,17 +21,22 @@ const TILE_TOKENS: usize = 64;
 /// With fewer tokens, tiles of them are slower than vectors.
 const LEAST_TILED: usize = 12;
 
+/// Where bounds are what errors are likely to be within: so many standard deviations.
+const DEVIATIONS: f64 = 4.0;
+
 /// Workspace of the screened path.
 #[derive(Debug)]
 pub(in crate::encode) struct Screener {
     copy: Arc<Option<Int8Copy>>,
     kernel: Int8Kernel,
+    /// Whether bounds are what errors are likely to be within, and not proven.
+    fast: bool,
     tokens: Tokens,
     tile_tokens: usize,
-    /// Upper bounds, `[tile_tokens, rows]`. The lower ones are where the canonical values will be.
-    high: Aligned<f32>,
     /// For each token.
     lists: Vec<Lists>,
+    /// For each thread: heads that may have survivors.
+    heads: Vec<Vec<u32>>,
     /// Rows computed by `dot/1` since the encoder was made.
     rescored: AtomicUsize,
     /// Rows of both planes that were picked to narrow their bounds.
@@ -42,18 +48,40 @@ pub(in crate::encode) struct Screener {
 struct Lists {
     /// The latents most likely to be selected.
     latents: Vec<u32>,
-    /// Rows to be computed by `dot/1` in the phase that is next.
+    /// Rows that are canonical already, ascending.
+    exact: Vec<u32>,
+    /// Rows to be computed in the phase that is next, ascending.
     rows: Vec<u32>,
     /// A value below which no latent is selected.
     cut: f32,
 }
 
 impl Lists {
-    /// Lists the rows that can matter by the upper bounds `high`, but for those that are computed already.
-    fn survivors(&mut self, selector: &mut Selector, high: &[f32], y: &[f32]) {
-        selector.survivors(high, self.cut, &mut self.rows);
-        // One that was computed and is 0 is computed again.
-        self.rows.retain(|&row| y[row as usize] == 0.0);
+    /// Counts the rows that were computed among those that are exact.
+    fn computed(&mut self) {
+        self.exact.extend_from_slice(&self.rows);
+        self.exact.sort_unstable();
+    }
+}
+
+/// What is done with a token between two barriers, given its values and its lists.
+type Step<'a> = dyn FnMut(&mut Selector, &mut Vec<u32>, &Token, &[f32], &mut Lists) + 'a;
+
+/// How far cheap pre-activations of one token are from canonical ones.
+struct From<'a> {
+    products: Products,
+    copy: &'a Int8Copy,
+    token: &'a Token,
+}
+
+impl Distance for From<'_> {
+    fn most(&self, most: f32) -> f32 {
+        self.products.most_eps(self.copy.largest(), self.token, most)
+    }
+
+    #[inline(always)]
+    fn of(&self, row: usize, y: f32) -> f32 {
+        self.products.eps(self.copy.of(row / BLOCK_ROWS), row % BLOCK_ROWS, self.token, y)
     }
 }
 
@@ -76,7 +104,13 @@ impl Screener {
     ///
     /// # Errors
     /// [`crate::Status::OutOfMemory`].
-    pub(in crate::encode) fn new(sae: &Sae, isa: Isa, pool: &mut Pool, most_tokens: usize) -> Result<Option<Self>> {
+    pub(in crate::encode) fn new(
+        sae: &Sae,
+        isa: Isa,
+        pool: &mut Pool,
+        most_tokens: usize,
+        fast: bool,
+    ) -> Result<Option<Self>> {
         let weight = sae.encoder().weight.as_ref();
         let copy = sae.derived(|| Int8Copy::new(weight, &sae.encoder().bias, sae.centre(), isa, pool))?;
         let Some(of) = &*copy else { return Ok(None) };
@@ -84,19 +118,23 @@ impl Screener {
         let what = "the workspace of screening";
         let kernel = Int8Kernel::best(isa);
         let tokens = Tokens::new(tile_tokens, of.groups(), kernel.takes_tiles())?;
-        let high = Aligned::zeroed(tile_tokens * weight.rows, what)?;
         let latents = match sae.config().selection {
             Selection::TopK(k) => k,
             Selection::Threshold { .. } => 0,
         };
         let mut lists = Vec::new();
         for _ in 0..tile_tokens {
-            // At first the rows of all likely latents may be listed twice.
+            // Two rows a likely latent may be listed at first, some more than once.
             let most_rows = weight.rows.max(2 * latents);
-            lists.push(Lists { latents: room(latents, what)?, rows: room(most_rows, what)?, cut: 0.0 });
+            let [exact, rows] = [room(most_rows, what)?, room(most_rows, what)?];
+            lists.push(Lists { latents: room(latents, what)?, exact, rows, cut: 0.0 });
+        }
+        let mut heads = Vec::new();
+        for _ in 0..pool.threads() {
+            heads.push(room(weight.rows, what)?);
         }
         let [rescored, refined] = [const { AtomicUsize::new(0) }; 2];
-        Ok(Some(Screener { copy, kernel, tokens, tile_tokens, high, lists, rescored, refined }))
+        Ok(Some(Screener { copy, kernel, fast, tokens, tile_tokens, lists, heads, rescored, refined }))
     }
 
     /// Rows computed by `dot/1` so far, of all tokens.
@@ -111,7 +149,10 @@ impl Screener {
 
     /// Bytes of the copy that each pass reads over a batch of `tokens`.
     pub(in crate::encode) fn copy_bytes(&self, tokens: usize) -> usize {
-        self.copy.as_ref().as_ref().map_or(0, |copy| copy.bytes(self.is_tiled(tokens.min(self.tile_tokens))))
+        self.copy
+            .as_ref()
+            .as_ref()
+            .map_or(0, |copy| copy.bytes(!self.fast && self.is_tiled(tokens.min(self.tile_tokens))))
     }
 
     /// Bytes of memory that the copy takes.
@@ -147,11 +188,15 @@ impl Screener {
         let (rows, x_stride, tile_tokens) = (weight.rows, padded(weight.cols), self.tile_tokens);
         let (kernel, rescored, refined) = (self.kernel, &self.rescored, &self.refined);
         let is_tiled = |tokens: usize| kernel.takes_tiles() && tokens >= LEAST_TILED;
+        let fast = self.fast;
+        let deviations = if fast { Some(DEVIATIONS) } else { None };
+        // Tiles read both planes, for there is then no need to narrow bounds afterwards; likely bounds are narrow anyway.
+        let products = |tokens: usize| if is_tiled(tokens) && !fast { Products::Tiled } else { Products::Coarse };
         let tokens16 = self.tokens.shared();
         let (tile_x, tile_y) = (Divided::of(tile_x), Divided::of(tile_y));
-        let (high, lists) = (Divided::of(&mut self.high), Divided::of(&mut self.lists));
+        let (lists, heads) = (Divided::of(&mut self.lists), Divided::of(&mut self.heads));
         let selectors = Divided::of(selectors);
-        // This thread's share of the rows that are listed, of each token.
+        // Canonical values of this thread's share of the rows that are listed, of each token.
         let compute = |worker: &Worker<'_>, tokens: usize| {
             let mut computed = 0;
             for t in 0..tokens {
@@ -167,18 +212,17 @@ impl Screener {
             }
             rescored.fetch_add(computed, Ordering::Relaxed);
         };
-
-        // The bounds of this thread's share of the rows, of all tokens.
-        let bound = |worker: &Worker<'_>, tokens: usize| {
+        // The cheap pre-activations of this thread's share of the rows, of all tokens.
+        let estimates = |worker: &Worker<'_>, tokens: usize| {
             // SAFETY: nobody writes the tokens before the barrier behind the next tile's widening.
             let in16 = unsafe { tokens16.read(tokens) };
             let mut lines = [[0.0; BLOCK_ROWS]; 2 * TILE_TOKENS];
             let tiled = is_tiled(tokens);
-            let (blocks, kind) = if tiled { (2, Products::Tiled) } else { (1, Products::Coarse) };
+            let (blocks, kind) = (if tiled { 2 } else { 1 }, products(tokens));
             let lines = &mut lines[..blocks * tokens];
             for first in worker.share(rows, blocks * BLOCK_ROWS).step_by(blocks * BLOCK_ROWS) {
                 match tiled {
-                    true => kernel.tiled(true, copy.planes(first), in16, lines),
+                    true => kernel.tiled(kind == Products::Tiled, copy.planes(first), in16, lines),
                     false => kernel.coarse(copy.planes(first), in16, lines),
                 }
                 for (b, lines) in lines.chunks_exact(tokens).enumerate() {
@@ -186,22 +230,21 @@ impl Screener {
                     let count = BLOCK_ROWS.min(rows.saturating_sub(first));
                     let of = copy.of(first / BLOCK_ROWS);
                     for (t, line) in lines.iter().enumerate() {
-                        let (mut below, mut above) = ([0.0; BLOCK_ROWS], [0.0; BLOCK_ROWS]);
+                        let at = t * rows + first.min(rows);
                         // SAFETY: tokens are only read; this thread alone writes these rows, which are read after the
                         // next barrier.
                         unsafe {
-                            interval(isa, line, of, kind, tokens16.of(t), &mut below, &mut above);
-                            let at = t * rows + first.min(rows);
-                            tile_y.slice(at..at + count).copy_from_slice(&below[..count]);
-                            high.slice(at..at + count).copy_from_slice(&above[..count]);
+                            let mut y = [0.0; BLOCK_ROWS];
+                            estimate(isa, line, of, kind, tokens16.of(t), &mut y);
+                            tile_y.slice(at..at + count).copy_from_slice(&y[..count]);
                         }
                     }
                 }
             }
         };
-        // Narrows the upper bounds of this thread's share of the rows that are listed, of each token.
+        // Upper bounds by both planes, in place of the cheap values of this thread's share of the rows that are listed.
         let refine = |worker: &Worker<'_>, tokens: usize| {
-            // SAFETY: as in `bound`.
+            // SAFETY: as in `estimates`.
             let in16 = unsafe { tokens16.read(tokens) };
             let mut products = [0.0; PICKS];
             let mut computed = 0;
@@ -209,8 +252,8 @@ impl Screener {
                 // SAFETY: between two barriers lists and tokens are only read, and each row of each token is in the share
                 // of one thread: no row is listed twice.
                 unsafe {
-                    let of_token = tokens16.of(t);
-                    if !of_token.covered {
+                    let token = tokens16.of(t);
+                    if !token.covered {
                         continue;
                     }
                     let picks = &lists.read(t..t + 1)[0].rows;
@@ -219,10 +262,10 @@ impl Screener {
                         let products = &mut products[..picks.len()];
                         kernel.picked(copy.planes(0), in16, t, picks, products);
                         for (&row, &product) in picks.iter().zip(products.iter()) {
-                            let (b, r) = (row as usize / BLOCK_ROWS, row as usize % BLOCK_ROWS);
-                            let narrower = upper(product, copy.of(b), r, of_token);
-                            let high = &mut high.slice(t * rows + row as usize..t * rows + row as usize + 1)[0];
-                            *high = high.min(narrower);
+                            let (of, r) = (copy.of(row as usize / BLOCK_ROWS), row as usize % BLOCK_ROWS);
+                            let y = estimate_one(product, of, r, token);
+                            let at = t * rows + row as usize;
+                            tile_y.slice(at..at + 1)[0] = y + Products::Fine.eps(of, r, token, y);
                         }
                     }
                     computed += picks.len();
@@ -232,73 +275,78 @@ impl Screener {
         };
 
         pool.run(&|worker| {
-            // SAFETY: each thread takes the selector of its own index.
-            let selector = unsafe { &mut selectors.slice(worker.index..worker.index + 1)[0] };
+            // SAFETY: each thread takes the selector and the heads of its own index.
+            let (selector, heads) = unsafe {
+                let own = worker.index..worker.index + 1;
+                (&mut selectors.slice(own.clone())[0], &mut heads.slice(own)[0])
+            };
             let mut start = 0;
             while start < x.rows() {
                 let tokens = tile_tokens.min(x.rows() - start);
+                let tiled = is_tiled(tokens);
                 for t in worker.share(tokens, 1) {
                     // SAFETY: shares are disjoint, and the barrier below separates these writes from all reads.
                     unsafe {
                         let to = tile_x.slice(t * x_stride..(t + 1) * x_stride);
                         x.widen_row(start + t, to);
-                        tokens16.prepare(isa, copy.bound(), copy.centre(), t, to, is_tiled(tokens));
+                        tokens16.prepare(isa, copy.bound(), copy.centre(), deviations, t, to, tiled);
                     }
                 }
                 worker.wait();
-                bound(&worker, tokens);
+                estimates(&worker, tokens);
                 worker.wait();
 
-                for t in worker.share(tokens, 1) {
-                    // SAFETY: a token's bounds and lists are the business of the thread whose share it is in; the others
-                    // read the lists and write canonical values after the next barrier.
-                    unsafe {
-                        let y = tile_y.slice(t * rows..(t + 1) * rows);
-                        let Lists { latents, rows, .. } = &mut lists.slice(t..t + 1)[0];
-                        if tokens16.of(t).covered {
-                            selector.likely(y, latents, rows);
-                        } else {
-                            latents.clear();
-                            rows.clear();
-                        }
-                        // Not selected, whatever the rule.
-                        y.fill(0.0);
-                    }
-                }
-                worker.wait();
-                compute(&worker, tokens);
-                worker.wait();
-
-                for t in worker.share(tokens, 1) {
-                    // SAFETY: as above.
-                    unsafe {
-                        let y = tile_y.slice(t * rows..(t + 1) * rows);
-                        let lists = &mut lists.slice(t..t + 1)[0];
-                        if tokens16.of(t).covered {
-                            lists.cut = selector.cut(y, &lists.latents);
-                            lists.survivors(selector, high.read(t * rows..(t + 1) * rows), y);
-                        } else {
-                            lists.rows.clear();
-                            lists.rows.extend(0..rows as u32);
-                        }
-                    }
-                }
-                worker.wait();
-                if !is_tiled(tokens) {
-                    refine(&worker, tokens);
-                    worker.wait();
+                // Between two barriers a token's values and lists are the business of the thread whose share it is in; the
+                // others read the lists and write canonical values after the next one. Each such step is given the token,
+                // its values and its lists; where bounds do not hold, all rows are listed in the last one.
+                let mut each_token = |last: bool, step: &mut Step<'_>| {
                     for t in worker.share(tokens, 1) {
-                        // SAFETY: as above.
+                        // SAFETY: as just said.
                         unsafe {
-                            if tokens16.of(t).covered {
-                                let (y, high) =
-                                    (tile_y.read(t * rows..(t + 1) * rows), high.read(t * rows..(t + 1) * rows));
-                                lists.slice(t..t + 1)[0].survivors(selector, high, y);
+                            let (token, lists) = (tokens16.of(t), &mut lists.slice(t..t + 1)[0]);
+                            if token.covered {
+                                step(selector, heads, token, tile_y.read(t * rows..(t + 1) * rows), lists);
+                            } else {
+                                lists.rows.clear();
+                                if last {
+                                    lists.rows.extend(0..rows as u32);
+                                }
                             }
                         }
                     }
+                };
+                if tiled || fast {
+                    // Bounds this narrow need no canonical values to find the cut.
+                    each_token(true, &mut |selector, heads, token, y, lists| {
+                        let from = From { products: products(tokens), copy, token };
+                        lists.exact.clear();
+                        selector.likely(y, &mut lists.latents);
+                        let cut = selector.cut(&lists.latents, |row| y[row] - from.of(row, y[row]));
+                        selector.survivors(y, &from, &[], cut, heads, &mut lists.rows);
+                    });
+                } else {
+                    each_token(false, &mut |selector, _, _, y, lists| {
+                        lists.exact.clear();
+                        selector.likely(y, &mut lists.latents);
+                        selector.rows_of(&lists.latents, &mut lists.rows);
+                    });
                     worker.wait();
+                    compute(&worker, tokens);
+                    worker.wait();
+                    each_token(false, &mut |selector, heads, token, y, lists| {
+                        let from = From { products: Products::Coarse, copy, token };
+                        lists.computed();
+                        lists.cut = selector.cut(&lists.latents, |row| y[row]);
+                        selector.survivors(y, &from, &lists.exact, lists.cut, heads, &mut lists.rows);
+                    });
+                    worker.wait();
+                    refine(&worker, tokens);
+                    worker.wait();
+                    each_token(true, &mut |selector, _, _, y, lists| {
+                        selector.survivors_among(y, &lists.exact, lists.cut, &mut lists.rows);
+                    });
                 }
+                worker.wait();
                 compute(&worker, tokens);
                 worker.wait();
 
@@ -306,7 +354,14 @@ impl Screener {
                     // SAFETY: y is only read between this barrier and the next tile's first; each row of `out` belongs
                     // to the one thread whose share it is in.
                     unsafe {
-                        let outcome = selector.select(tile_y.read(t * rows..(t + 1) * rows));
+                        let y = tile_y.read(t * rows..(t + 1) * rows);
+                        let lists = &mut lists.slice(t..t + 1)[0];
+                        let outcome = if tokens16.of(t).covered {
+                            lists.computed();
+                            selector.select_among(y, &lists.exact)
+                        } else {
+                            selector.select(y)
+                        };
                         counts.add(out.write_row(start + t, selector, outcome, kron));
                     }
                 }
@@ -316,20 +371,14 @@ impl Screener {
         })
     }
 
-    /// Goes on with a copy of its own whose bounds are `factor` times what they should be: wrong below 1.
+    /// Goes on with a copy of its own whose bounds, of the high plane and of both, are so many times what they should be:
+    /// wrong below 1.
     #[cfg(test)]
-    pub(super) fn scale_bounds(&mut self, sae: &Sae, isa: Isa, pool: &mut Pool, factor: f32) {
+    pub(super) fn scale_bounds(&mut self, sae: &Sae, isa: Isa, pool: &mut Pool, factors: [f32; 2]) {
         let encoder = sae.encoder();
         let centre = sae.centre();
         let mut copy = Int8Copy::new(encoder.weight.as_ref(), &encoder.bias, centre, isa, pool).unwrap().unwrap();
-        copy.scale_bounds(factor);
+        copy.scale_bounds(factors);
         self.copy = Arc::new(Some(copy));
     }
-}
-
-/// An empty list with room for `most`, of which the system gives only what is used.
-fn room(most: usize, what: &str) -> Result<Vec<u32>> {
-    let mut list = Vec::new();
-    list.try_reserve_exact(most).map_err(|_| Error::out_of_memory(what, most.saturating_mul(4)))?;
-    Ok(list)
 }

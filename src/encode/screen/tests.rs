@@ -1,6 +1,6 @@
 //! The bounds against `dot/1` and f64 on every row, and what happens when they are made too small.
 
-use super::bound::{Products, interval, upper};
+use super::bound::{Products, estimate, estimate_one};
 use super::copy::Int8Copy;
 use super::tokens::Tokens;
 use crate::encode::{EncodePath, Encoder, EncoderOptions, Latents};
@@ -72,7 +72,7 @@ fn kinds() -> impl Strategy<Value = Kind> {
 
 /// Bounds of all rows for one token, `[rows]` each.
 struct Bounds {
-    of: &'static str,
+    kind: Products,
     low: Vec<f32>,
     high: Vec<f32>,
 }
@@ -84,38 +84,51 @@ fn bounds(copy: &Int8Copy, kernel: Int8Kernel, isa: Isa, rows: usize, x: &[f32])
     let shared = tokens.shared();
     // SAFETY: there is one thread.
     let (in16, of) = unsafe {
-        shared.prepare(isa, copy.bound(), copy.centre(), 0, x, tiles);
+        shared.prepare(isa, copy.bound(), copy.centre(), None, 0, x, tiles);
         if !shared.of(0).covered {
             return Vec::new();
         }
         (shared.read(1), shared.of(0))
     };
-    let blocks = || (0..rows.div_ceil(BLOCK_ROWS)).map(|b| (b, b * BLOCK_ROWS));
     let mut all = Vec::new();
-    for kind in [Products::Coarse, Products::Tiled].into_iter().take(1 + usize::from(tiles)) {
-        let (mut low, mut high) = (Vec::new(), Vec::new());
-        for (b, first) in blocks() {
+    for kind in [Products::Coarse, Products::Fine, Products::Tiled].into_iter().take(2 + usize::from(tiles)) {
+        let (mut low, mut high) = (vec![0.0; rows], vec![0.0; rows]);
+        let (mut most, mut all_eps) = (0.0, vec![0.0; rows]);
+        for b in 0..rows.div_ceil(BLOCK_ROWS) {
+            let first = b * BLOCK_ROWS;
+            let mut y = [0.0; BLOCK_ROWS];
             let mut lines = [[0.0; BLOCK_ROWS]; 2];
             match kind {
-                Products::Coarse => kernel.coarse(copy.planes(first), in16, &mut lines[..1]),
+                Products::Coarse => {
+                    kernel.coarse(copy.planes(first), in16, &mut lines[..1]);
+                    estimate(isa, &lines[0], copy.of(b), kind, of, &mut y);
+                }
+                Products::Fine => {
+                    let picks: Vec<u32> = (first as u32..).take(BLOCK_ROWS).collect();
+                    kernel.picked(copy.planes(0), in16, 0, &picks, &mut lines[0]);
+                    for r in 0..BLOCK_ROWS {
+                        y[r] = estimate_one(lines[0][r], copy.of(b), r, of);
+                    }
+                }
                 Products::Tiled => {
                     kernel.tiled(true, copy.planes(first / 32 * 32), in16, &mut lines);
-                    lines[0] = lines[b % 2];
+                    estimate(isa, &lines[b % 2], copy.of(b), kind, of, &mut y);
                 }
             }
-            let (mut below, mut above) = ([0.0; BLOCK_ROWS], [0.0; BLOCK_ROWS]);
-            interval(isa, &lines[0], copy.of(b), kind, of, &mut below, &mut above);
-            low.extend_from_slice(&below);
-            high.extend_from_slice(&above);
+            for (r, row) in (first..rows.min(first + BLOCK_ROWS)).enumerate() {
+                let eps = kind.eps(copy.of(b), r, of, y[r]);
+                (low[row], high[row]) = (y[r] - eps, y[r] + eps);
+                most = y[r].max(most);
+                all_eps[row] = eps;
+            }
         }
-        all.push(Bounds { of: if kind == Products::Coarse { "coarse" } else { "tiled" }, low, high });
+        // What is said of all rows at once holds for each.
+        let most_eps = kind.most_eps(copy.largest(), of, most);
+        for (&eps, &high) in all_eps.iter().zip(&high) {
+            assert!(high <= 0.0 || eps <= most_eps, "{kind:?}: {eps} up to {high}, {most_eps}");
+        }
+        all.push(Bounds { kind, low, high });
     }
-    // Of picked rows there is an upper bound alone.
-    let picks: Vec<u32> = (0..rows as u32).collect();
-    let mut products = vec![0.0; rows];
-    kernel.picked(copy.planes(0), in16, 0, &picks, &mut products);
-    let high = (0..rows).map(|r| upper(products[r], copy.of(r / BLOCK_ROWS), r % BLOCK_ROWS, of)).collect();
-    all.push(Bounds { of: "picked", low: vec![f32::NEG_INFINITY; rows], high });
     all
 }
 
@@ -140,13 +153,18 @@ fn check_bounds(weight: &Matrix, bias: &[f32], centre: Option<&[f32]>, x: &[f32]
     let mut most = 0.0_f64;
     for isa in Isa::available() {
         for kernel in Int8Kernel::all(isa) {
-            for Bounds { of, low, high } in bounds(&copy, kernel, isa, rows, &padded_x) {
+            for Bounds { kind, low, high } in bounds(&copy, kernel, isa, rows, &padded_x) {
                 for r in 0..rows {
                     let y = canonical[r];
-                    assert!(low[r] <= y && y <= high[r], "{kernel:?} {of} row {r}: {} <= {y} <= {}", low[r], high[r]);
+                    assert!(
+                        low[r] <= y && y <= high[r],
+                        "{kernel:?} {kind:?} row {r}: {} <= {y} <= {}",
+                        low[r],
+                        high[r]
+                    );
                     let (l, h, exact) = (f64::from(low[r]), f64::from(high[r]), exact[r]);
-                    assert!(l <= exact && exact <= h, "{kernel:?} {of} row {r}: {l} <= {exact} <= {h}, f64");
-                    if h > l && of == "coarse" {
+                    assert!(l <= exact && exact <= h, "{kernel:?} {kind:?} row {r}: {l} <= {exact} <= {h}, f64");
+                    if h > l && kind == Products::Coarse {
                         most = most.max((exact - (l + h) / 2.0).abs() / ((h - l) / 2.0));
                     }
                 }
@@ -190,17 +208,22 @@ proptest! {
 }
 
 /// A matrix whose rounding errors all point one way along a token: the bound is nearly reached. `step` is what weights are
-/// rounded to, the largest of them `most` steps.
+/// rounded to, the largest of them `most` steps, all others about up to so many multiples of `of` steps.
 ///
 /// One weight in so many is the largest, which sets the scale; the others lie a little under half a step from an integer,
 /// so that all errors have the same size, and x has their signs.
-fn aligned_errors(cols: usize, rows: usize, step: f32, most: i32, rng: &mut Rng) -> (Vec<f32>, Vec<f32>) {
+fn aligned_errors(
+    cols: usize,
+    rows: usize,
+    [step, most, of, multiples]: [f32; 4],
+    rng: &mut Rng,
+) -> (Vec<f32>, Vec<f32>) {
     let signs: Vec<f32> = (0..cols).map(|_| if rng.below(2) == 0 { 1.0 } else { -1.0 }).collect();
     let mut weights = vec![0.0; cols * rows];
     for row in weights.chunks_mut(cols) {
         for (c, w) in row.iter_mut().enumerate() {
-            let random = rng.below(2 * most as usize - 20) as f32 - (most - 10) as f32;
-            let integer = if c % GROUP == 0 { most as f32 } else { random + 0.49 * signs[c] };
+            let random = (rng.below(2 * multiples as usize) as f32 - multiples) * of;
+            let integer = if c % GROUP == 0 { most } else { random + 0.49 * signs[c] };
             *w = integer * step;
         }
     }
@@ -211,7 +234,7 @@ fn aligned_errors(cols: usize, rows: usize, step: f32, most: i32, rng: &mut Rng)
 #[test]
 fn errors_that_all_point_one_way_nearly_reach_the_bound() {
     let (rows, cols) = (24, 640);
-    let (weights, x) = aligned_errors(cols, rows, 1.0 / 128.0, 127, &mut Rng(4));
+    let (weights, x) = aligned_errors(cols, rows, [1.0 / 128.0, 127.0, 1.0, 100.0], &mut Rng(4));
     let weight = Matrix::from_rows(&weights, [rows, cols], cols, Dtype::F32, "weights").unwrap();
     let share = check_bounds(&weight, &vec![0.25; rows], None, &x);
     assert!(share > 0.9, "errors take up {share} of the bound: it is looser than its derivation says");
@@ -234,10 +257,11 @@ fn encode(encoder: &mut Encoder, x: &[f32]) -> (Vec<u32>, Vec<u32>) {
 }
 
 /// One latent wins by less than the errors of the cheap values, and by those it would not.
-fn wins_by_less_than_the_error(shape: Shape, cols: usize, step: f32, most: i32) -> (Arc<Sae>, Vec<f32>) {
+fn wins_by_less_than_the_error(shape: Shape, cols: usize, steps: [f32; 4]) -> (Arc<Sae>, Vec<f32>) {
+    let step = steps[0];
     let (one, x, y) = (8..)
         .find_map(|seed| {
-            let (one, x) = aligned_errors(cols, 1, step, most, &mut Rng(seed));
+            let (one, x) = aligned_errors(cols, 1, steps, &mut Rng(seed));
             let y = one.iter().zip(&x).map(|(w, x)| w * x).sum::<f32>();
             // Large enough for the rival to be positive.
             (y > 2.0 * step * cols as f32).then_some((one, x, y))
@@ -269,11 +293,13 @@ fn wins_by_less_than_the_error(shape: Shape, cols: usize, step: f32, most: i32) 
 fn halved_bounds_change_results() {
     let cols = 640;
     crate::simd::Amx::request();
-    // The high plane alone, with one token; both planes, with as many as tiles are made of.
-    for (step, most, tokens) in [(1.0 / 128.0, 127, 1), (1.0 / 32768.0, 32512, 16)] {
+    // Bounds of the high plane alone, with one token; those of both planes, of picked rows; of tiles, with as many tokens as
+    // those are made of.
+    let (coarse, fine) = ([1.0 / 128.0, 127.0, 1.0, 100.0], [1.0 / 32768.0, 32512.0, 256.0, 2.0]);
+    for (steps, tokens, factors) in [(coarse, 1, [0.5, 1.0]), (fine, 1, [1e4, 0.5]), (fine, 16, [0.5, 0.5])] {
         for shape in [Shape::Dense { latents: 40 }, Shape::Kron { heads: 6, base: 2, extension: 2 }] {
             for isa in Isa::available() {
-                let (sae, x) = wins_by_less_than_the_error(shape, cols, step, most);
+                let (sae, x) = wins_by_less_than_the_error(shape, cols, steps);
                 let x = x.repeat(tokens);
                 let options = |path| EncoderOptions { threads: 1, path };
                 let mut plain = Encoder::with_isa(Arc::clone(&sae), options(EncodePath::Plain), isa).unwrap();
@@ -281,9 +307,9 @@ fn halved_bounds_change_results() {
                 let expected = encode(&mut plain, &x);
                 assert_eq!(encode(&mut screened, &x), expected, "{shape:?}");
                 let Encoder { screener, sae, pool, .. } = &mut screened;
-                screener.as_mut().unwrap().scale_bounds(sae, isa, pool, 0.5);
+                screener.as_mut().unwrap().scale_bounds(sae, isa, pool, factors);
                 let found = encode(&mut screened, &x);
-                assert_ne!(found, expected, "{shape:?}, {tokens} tokens: bounds of half the size went unnoticed");
+                assert_ne!(found, expected, "{shape:?}, {tokens} tokens, {factors:?}: went unnoticed");
             }
         }
     }

@@ -135,11 +135,21 @@ impl Tokens {
 }
 
 impl SharedTokens<'_> {
-    /// Rounds token `t`, whose elements are `x`, zero-padded to whole vectors of 16; also into tiles, if `tiled`.
+    /// Rounds token `t`, whose elements are `x`, zero-padded to whole vectors of 16; also into tiles, if `tiled`. Bounds are
+    /// proven, or so many `deviations` of errors that are taken to be independent: see [`Bound::token`].
     ///
     /// # Safety
     /// Nobody else may access token `t` meanwhile.
-    pub(super) unsafe fn prepare(&self, isa: Isa, bound: &Bound, centre: &[f32], t: usize, x: &[f32], tiled: bool) {
+    pub(super) unsafe fn prepare(
+        &self,
+        isa: Isa,
+        bound: &Bound,
+        centre: &[f32],
+        deviations: Option<f64>,
+        t: usize,
+        x: &[f32],
+        tiled: bool,
+    ) {
         let width = self.groups * GROUP;
         // SAFETY: the caller's promise: parts of token t.
         let (planes, whole, sums, of) = unsafe {
@@ -156,7 +166,8 @@ impl SharedTokens<'_> {
         round_token(isa, x, centre, scale, high, low, whole, &mut squares);
         *sums = [sum(isa, high), sum(isa, low)];
         let Squares { x, z, error, low } = squares;
-        *of = bound.token(norm_of(x), norm_of(z), norm_of(error), norm_of(low), scale);
+        let [z, error, low] = [z, error, low].map(norm_of);
+        *of = bound.token(norm_of(x), [z, error, low], scale, deviations);
         if tiled {
             // SAFETY: the caller's promise: the lines of token t of its tile.
             unsafe { self.tile(t, planes) };
