@@ -95,7 +95,7 @@ pub struct Encoder {
     selectors: Vec<Selector>,
     /// A tile of tokens widened to f32, `[TILE_TOKENS, padded(d_model)]`.
     x: Aligned<f32>,
-    /// Their pre-activations, `[TILE_TOKENS, rows]`.
+    /// Their pre-activations, `[TILE_TOKENS, y_stride(rows)]`.
     y: Aligned<f32>,
     tile_tokens: usize,
     screener: Option<Screener>,
@@ -151,7 +151,7 @@ impl Encoder {
         // Very wide encoders take fewer tokens at a time, so that the workspace stays within some 16 MB.
         let tile_tokens = ((4 << 20) / rows).clamp(6, TILE_TOKENS);
         let x = Aligned::zeroed(tile_tokens * padded(config.d_model), "the encoder's tokens")?;
-        let y = Aligned::zeroed(tile_tokens * rows, "the encoder's pre-activations")?;
+        let y = Aligned::zeroed(tile_tokens * y_stride(rows), "the encoder's pre-activations")?;
         let most_screened = path.most_screened(&sae, isa);
         let screener = match most_screened {
             0 => None,
@@ -247,7 +247,7 @@ impl Encoder {
         let (isa, x_stride, rows) = (self.isa, padded(weight.cols), weight.rows);
         let tile_tokens = self.tile_tokens.min(PLAIN_TOKENS);
         let tile_x = Divided::of(&mut self.x);
-        let tile_y = Divided::of(&mut self.y);
+        let (tile_y, y_stride) = (Divided::of(&mut self.y), y_stride(rows));
         let selectors = Divided::of(&mut self.selectors);
 
         self.pool.run(&|worker| {
@@ -266,7 +266,7 @@ impl Encoder {
                 while block < share.end {
                     let end = (block + BLOCK_ROWS).min(share.end);
                     // SAFETY: nobody writes x between the two barriers; this thread alone writes its rows of y, whose
-                    // extent is tile_tokens * rows; the selectors read y after the next barrier.
+                    // extent is tile_tokens * y_stride; the selectors read y after the next barrier.
                     unsafe {
                         let x = tile_x.read(0..tokens * x_stride);
                         simd::pre_activations(
@@ -278,7 +278,7 @@ impl Encoder {
                             tokens,
                             block..end,
                             tile_y.pointer(),
-                            rows,
+                            y_stride,
                         );
                     }
                     block = end;
@@ -288,7 +288,7 @@ impl Encoder {
                     // SAFETY: y is only read between this barrier and the next tile's first; each row of `out` belongs
                     // to the one thread whose share it is in.
                     unsafe {
-                        let outcome = selector.select(tile_y.read(t * rows..(t + 1) * rows));
+                        let outcome = selector.select(tile_y.read(t * y_stride..t * y_stride + rows));
                         counts.add(out.write_row(start + t, selector, outcome, kron));
                     }
                 }
@@ -297,6 +297,13 @@ impl Encoder {
             }
         })
     }
+}
+
+/// Elements from one token's pre-activations to the next: whole cache lines, an odd number of them, for rows are written
+/// token by token, and a power of two between tokens would have all of a row's lines compete for one set of the cache.
+fn y_stride(rows: usize) -> usize {
+    const LINE: usize = 16;
+    (rows.div_ceil(LINE) | 1) * LINE
 }
 
 pub(crate) fn check_width(found: usize, expected: usize) -> Result<()> {

@@ -30,6 +30,7 @@
 
 use crate::isa_fn;
 use crate::simd::int8::{BLOCK_ROWS, Line, MOST_COLUMNS};
+use crate::threads::Divided;
 
 const U: f64 = 1.0 / (1_u64 << 24) as f64;
 /// For the few roundings of eps itself.
@@ -192,12 +193,60 @@ impl Products {
 const OF_Y: f32 = 8.0 / (1_u64 << 24) as f32;
 
 isa_fn! {
-    /// The cheap pre-activations of one block and one token, from their products.
-    pub(super) fn estimate(products: &Line, of: &Rows, kind: Products, token: &Token, y: &mut Line) {
-        // Coarse products are in units of 256 integers.
-        let scale = if kind == Products::Coarse { 256.0 * token.scale } else { token.scale };
-        for r in 0..BLOCK_ROWS {
-            y[r] = products[r].mul_add(of.scale[r] * scale, of.bias[r]);
+    /// The cheap pre-activations of one block of rows and each token, from their products: the first of them that `y` has
+    /// room for, `stride` elements from one token to the next.
+    pub(super) fn estimate(
+        lines: &[Line],
+        of: &Rows,
+        kind: Products,
+        tokens: &[Token],
+        y: &mut EstimatesMut<'_>,
+    ) {
+        for (t, (line, token)) in lines.iter().zip(tokens).enumerate() {
+            // Coarse products are in units of 256 integers.
+            let scale = if kind == Products::Coarse { 256.0 * token.scale } else { token.scale };
+            let mut values = [0.0; BLOCK_ROWS];
+            for r in 0..BLOCK_ROWS {
+                values[r] = line[r].mul_add(of.scale[r] * scale, of.bias[r]);
+            }
+            y.write(t, &values);
+        }
+    }
+}
+
+/// Where the estimates of one block of rows go: as many rows as there are, of each token.
+pub(super) struct EstimatesMut<'a> {
+    y: &'a Divided<'a, f32>,
+    /// Element of the block's first row of the first token.
+    first: usize,
+    /// Rows, at most 16.
+    count: usize,
+    /// Elements from one token to the next.
+    stride: usize,
+}
+
+impl<'a> EstimatesMut<'a> {
+    /// `count` rows of each token, from element `first` on, tokens `stride` apart.
+    ///
+    /// # Safety
+    /// Nobody else may access those elements while this lives.
+    pub(super) unsafe fn new(y: &'a Divided<'a, f32>, first: usize, count: usize, stride: usize) -> Self {
+        EstimatesMut { y, first, count, stride }
+    }
+
+    #[inline(always)]
+    fn write(&mut self, t: usize, values: &Line) {
+        let at = self.first + t * self.stride;
+        // SAFETY: the promise of `new`.
+        let to = unsafe { self.y.slice(at..at + self.count) };
+        match <&mut Line>::try_from(to) {
+            // Of fixed length: one store.
+            Ok(to) => *to = *values,
+            Err(_) => {
+                // SAFETY: as above.
+                let to = unsafe { self.y.slice(at..at + self.count) };
+                to.copy_from_slice(&values[..self.count]);
+            }
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The screened path of [`Encoder`](crate::Encoder): its phases and its workspace.
 
-use super::bound::{Products, Token, estimate, estimate_one};
+use super::bound::{EstimatesMut, Products, Token, estimate, estimate_one};
 use super::copy::Int8Copy;
 use super::survivors::Distance;
 use super::tokens::Tokens;
 use crate::activations::Activations;
 use crate::encode::latents::SharedLatents;
 use crate::encode::select::room;
-use crate::encode::{Counts, Selector};
+use crate::encode::{Counts, Selector, y_stride};
 use crate::error::Result;
 use crate::sae::{Encoder as Shape, Sae, Selection, padded};
 use crate::simd::int8::{BLOCK_ROWS, Int8Kernel};
@@ -186,6 +186,7 @@ impl Screener {
         let kron = matches!(sae.config().encoder, Shape::Kron { .. });
         let (weight, bias) = (sae.encoder().weight.as_ref(), &sae.encoder().bias);
         let (rows, x_stride, tile_tokens) = (weight.rows, padded(weight.cols), self.tile_tokens);
+        let stride = y_stride(rows);
         let (kernel, rescored, refined) = (self.kernel, &self.rescored, &self.refined);
         let is_tiled = |tokens: usize| kernel.takes_tiles() && tokens >= LEAST_TILED;
         let fast = self.fast;
@@ -206,7 +207,7 @@ impl Screener {
                     let picks = &lists.read(t..t + 1)[0].rows;
                     let picks = &picks[worker.share(picks.len(), 4)];
                     let x = tile_x.read(t * x_stride..(t + 1) * x_stride);
-                    simd::picked_pre_activations(isa, weight, bias, x, picks, tile_y.pointer().add(t * rows));
+                    simd::picked_pre_activations(isa, weight, bias, x, picks, tile_y.pointer().add(t * stride));
                     computed += picks.len();
                 }
             }
@@ -226,18 +227,14 @@ impl Screener {
                     false => kernel.coarse(copy.planes(first), in16, lines),
                 }
                 for (b, lines) in lines.chunks_exact(tokens).enumerate() {
-                    let first = first + b * BLOCK_ROWS;
-                    let count = BLOCK_ROWS.min(rows.saturating_sub(first));
+                    let first = (first + b * BLOCK_ROWS).min(rows);
+                    let count = BLOCK_ROWS.min(rows - first);
                     let of = copy.of(first / BLOCK_ROWS);
-                    for (t, line) in lines.iter().enumerate() {
-                        let at = t * rows + first.min(rows);
-                        // SAFETY: tokens are only read; this thread alone writes these rows, which are read after the
-                        // next barrier.
-                        unsafe {
-                            let mut y = [0.0; BLOCK_ROWS];
-                            estimate(isa, line, of, kind, tokens16.of(t), &mut y);
-                            tile_y.slice(at..at + count).copy_from_slice(&y[..count]);
-                        }
+                    // SAFETY: tokens are only read; this thread alone writes these rows, which are read after the next
+                    // barrier.
+                    unsafe {
+                        let mut y = EstimatesMut::new(&tile_y, first, count, stride);
+                        estimate(isa, lines, of, kind, tokens16.all(tokens), &mut y);
                     }
                 }
             }
@@ -264,7 +261,7 @@ impl Screener {
                         for (&row, &product) in picks.iter().zip(products.iter()) {
                             let (of, r) = (copy.of(row as usize / BLOCK_ROWS), row as usize % BLOCK_ROWS);
                             let y = estimate_one(product, of, r, token);
-                            let at = t * rows + row as usize;
+                            let at = t * stride + row as usize;
                             tile_y.slice(at..at + 1)[0] = y + Products::Fine.eps(of, r, token, y);
                         }
                     }
@@ -305,7 +302,7 @@ impl Screener {
                         unsafe {
                             let (token, lists) = (tokens16.of(t), &mut lists.slice(t..t + 1)[0]);
                             if token.covered {
-                                step(selector, heads, token, tile_y.read(t * rows..(t + 1) * rows), lists);
+                                step(selector, heads, token, tile_y.read(t * stride..t * stride + rows), lists);
                             } else {
                                 lists.rows.clear();
                                 if last {
@@ -354,7 +351,7 @@ impl Screener {
                     // SAFETY: y is only read between this barrier and the next tile's first; each row of `out` belongs
                     // to the one thread whose share it is in.
                     unsafe {
-                        let y = tile_y.read(t * rows..(t + 1) * rows);
+                        let y = tile_y.read(t * stride..t * stride + rows);
                         let lists = &mut lists.slice(t..t + 1)[0];
                         let outcome = if tokens16.of(t).covered {
                             lists.computed();

@@ -1,12 +1,12 @@
 //! The bounds against `dot/1` and f64 on every row, and what happens when they are made too small.
 
-use super::bound::{Products, estimate, estimate_one};
+use super::bound::{EstimatesMut, Products, Rows, Token, estimate, estimate_one};
 use super::copy::Int8Copy;
 use super::tokens::Tokens;
 use crate::encode::{EncodePath, Encoder, EncoderOptions, Latents};
 use crate::sae::{Config, Encoder as Shape, EncoderWeights, Matrix, Sae, Selection, padded};
-use crate::simd::int8::{BLOCK_ROWS, GROUP, Int8Kernel};
-use crate::threads::Pool;
+use crate::simd::int8::{BLOCK_ROWS, GROUP, Int8Kernel, Line};
+use crate::threads::{Divided, Pool};
 use crate::{Activations, Dtype, Isa};
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -77,6 +77,13 @@ struct Bounds {
     high: Vec<f32>,
 }
 
+fn estimate_line(isa: Isa, line: &Line, of: &Rows, kind: Products, token: &Token, y: &mut Line) {
+    let y = Divided::of(y);
+    // SAFETY: `y` is exclusively borrowed.
+    let mut to = unsafe { EstimatesMut::new(&y, 0, BLOCK_ROWS, BLOCK_ROWS) };
+    estimate(isa, std::slice::from_ref(line), of, kind, std::slice::from_ref(token), &mut to);
+}
+
 /// The bounds that each kind of products gives, by one kernel; none if they do not hold for the token.
 fn bounds(copy: &Int8Copy, kernel: Int8Kernel, isa: Isa, rows: usize, x: &[f32]) -> Vec<Bounds> {
     let tiles = kernel.takes_tiles();
@@ -101,7 +108,7 @@ fn bounds(copy: &Int8Copy, kernel: Int8Kernel, isa: Isa, rows: usize, x: &[f32])
             match kind {
                 Products::Coarse => {
                     kernel.coarse(copy.planes(first), in16, &mut lines[..1]);
-                    estimate(isa, &lines[0], copy.of(b), kind, of, &mut y);
+                    estimate_line(isa, &lines[0], copy.of(b), kind, of, &mut y);
                 }
                 Products::Fine => {
                     let picks: Vec<u32> = (first as u32..).take(BLOCK_ROWS).collect();
@@ -112,7 +119,7 @@ fn bounds(copy: &Int8Copy, kernel: Int8Kernel, isa: Isa, rows: usize, x: &[f32])
                 }
                 Products::Tiled => {
                     kernel.tiled(true, copy.planes(first / 32 * 32), in16, &mut lines);
-                    estimate(isa, &lines[b % 2], copy.of(b), kind, of, &mut y);
+                    estimate_line(isa, &lines[b % 2], copy.of(b), kind, of, &mut y);
                 }
             }
             for (r, row) in (first..rows.min(first + BLOCK_ROWS)).enumerate() {

@@ -201,6 +201,15 @@ impl SharedTokens<'_> {
         unsafe { &self.of.read(t..t + 1)[0] }
     }
 
+    /// What the bounds of the first `count` tokens are made of.
+    ///
+    /// # Safety
+    /// Nobody may write any token meanwhile.
+    pub(super) unsafe fn all(&self, count: usize) -> &[Token] {
+        // SAFETY: the caller's promise.
+        unsafe { self.of.read(0..count) }
+    }
+
     /// The first `count` tokens, to read.
     ///
     /// # Safety
