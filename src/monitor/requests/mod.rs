@@ -262,7 +262,15 @@ impl PerRules {
             }
             tail.missing[kind] = missing;
         }
-        tail.forgotten.take_if(|forgotten| *forgotten >= position).is_some()
+        let reached = tail.forgotten.take_if(|forgotten| *forgotten >= position).is_some();
+        if reached {
+            // Nothing may stay silent for a match that is gone; which one was before it is not known.
+            let cooldowns = self.plan.cooldowns;
+            for last in &mut self.cooldowns[slot * cooldowns..(slot + 1) * cooldowns] {
+                last.at.take_if(|at| *at >= position);
+            }
+        }
+        reached
     }
 
     /// Appends a token to the request's tail, of the positions that a tap with this `step` lets through.

@@ -227,7 +227,7 @@ impl SiteRules {
         for (&latent, &value) in indices.iter().zip(values) {
             let Some(local) = self.local(latent).map(|local| local as usize) else { continue };
             // An active latent is positive; a latent given twice keeps its first value.
-            if !(value > 0.0) || touched.values[local] != 0.0 {
+            if value <= 0.0 || touched.values[local] != 0.0 {
                 continue;
             }
             touched.values[local] = value;

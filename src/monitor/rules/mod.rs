@@ -6,7 +6,7 @@
 mod compile;
 mod file;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use compile::SiteRules;
 pub(super) use compile::Touched;
