@@ -5,6 +5,8 @@
 
 mod folder;
 mod shard;
+#[cfg(test)]
+mod tests;
 
 use super::tag::TokenTag;
 use crate::activations::Activations;

@@ -73,7 +73,7 @@ impl Shard {
     }
 
     fn most_text(most: usize) -> usize {
-        most.saturating_mul(TEXT_PER_TOKEN).max(MOST_TEXT)
+        most.saturating_mul(TEXT_PER_TOKEN).saturating_add(MOST_TEXT)
     }
 
     /// Bytes of memory, closely.
