@@ -1,11 +1,12 @@
 //! The rules of the documentation, run; and what running rules allocates: nothing.
 
+#[path = "common/rules.rs"]
+mod any_rules;
 mod common;
 
+use any_rules::model;
 use common::Rng;
-use kronsae::Sae;
 use kronsae::monitor::{Match, Requests, Rules, SiteRules, TokenTag, flags};
-use kronsae::sae::{Config, Encoder, ModelWriter, Selection, Which};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::Path;
@@ -43,32 +44,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// A model of 16 latents, whose quantiles at the trainer's levels are 1, 2, 3 and 4.
-fn model() -> Sae {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("model.safetensors");
-    let mut config = Config::new(Encoder::Dense { latents: 16 }, 2, Selection::TopK(4), 1.0).unwrap();
-    config.json.insert("calibration".into(), serde_json::json!({"levels": [0.5, 0.9, 0.99, 0.999]}));
-    let weights = [1.0_f32; 32];
-    ModelWriter {
-        config: &config,
-        encoder_weight: ModelWriter::rows(Which::Encoder, &weights, [16, 2], 2, kronsae::Dtype::F32),
-        encoder_bias: &[0.0; 16],
-        encoder_threshold: None,
-        decoder_weight: ModelWriter::rows(Which::Decoder, &weights, [16, 2], 2, kronsae::Dtype::F32),
-        decoder_bias: &[0.0; 2],
-        calibration: Some((&[0.1; 16], &[1.0; 16], [[1.0, 2.0, 3.0, 4.0]; 16].as_flattened())),
-    }
-    .write(&path)
-    .unwrap();
-    Sae::open(&path).unwrap()
-}
-
-fn documented() -> Rules {
+fn example() -> String {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/monitoring-rules.md");
     let page = std::fs::read_to_string(page).unwrap();
     let (_, example) = page.split_once("```toml\n").expect("an example");
-    Rules::parse(example.split_once("```").unwrap().0).unwrap()
+    example.split_once("```").unwrap().0.to_owned()
+}
+
+fn documented() -> Rules {
+    Rules::parse(&example()).unwrap()
 }
 
 fn tag(position: i32, flags: u32) -> TokenTag {
@@ -148,4 +132,31 @@ fn observing_allocates_nothing() {
     assert_eq!(CALLS.get(), before, "{matched} matches, {retracted} retractions, {} evictions", requests.evicted());
     assert!(matched > 1000 && retracted > 100 && requests.evicted() > 1000 && requests.alive() == 50);
     assert_eq!(requests.bytes(), bytes);
+}
+
+/// The example with some of its bytes changed, cut, doubled or exchanged for others of its words: an error, or rules that run.
+#[test]
+fn any_text_is_refused_or_runs() {
+    let (sae, example) = (model(), example().into_bytes());
+    let words: Vec<&[u8]> = example.split(|b| b" =,{}[]".contains(b)).filter(|word| !word.is_empty()).collect();
+    let extra: [&[u8]; 8] = [b"nan", b"-1", b"0", b"1e999", b"18446744073709551616", b"\"", b"[[rule]]", b"{"];
+    let (mut rng, mut sound) = (Rng(3), 0);
+    for _ in 0..3000 {
+        let mut text = example.clone();
+        for _ in 0..=rng.below(3) {
+            let at = rng.below(text.len());
+            let end = (at + rng.below(12)).min(text.len());
+            match rng.below(5) {
+                0 => text[at] = rng.next() as u8 & 0x7F,
+                1 => _ = text.drain(at..end),
+                2 => _ = text.splice(at..at, text[at..end].to_vec()),
+                3 => _ = text.splice(at..end, words[rng.below(words.len())].iter().copied()),
+                _ => _ = text.splice(at..end, extra[rng.below(extra.len())].iter().copied()),
+            }
+        }
+        let Ok(text) = String::from_utf8(text) else { continue };
+        let text = format!("{text}\n");
+        sound += usize::from(any_rules::run(&sae, &text, rng.next()));
+    }
+    assert!(sound > 100, "{sound} of 3000 texts were rules: the changes are too crude to say anything");
 }
