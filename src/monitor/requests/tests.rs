@@ -4,7 +4,7 @@
 use super::*;
 use crate::Status;
 use crate::monitor::rules::tests::model;
-use crate::monitor::{Rules, flags};
+use crate::monitor::{Rules, Tokens, flags};
 use proptest::prelude::*;
 
 fn site(text: &str) -> Arc<SiteRules> {
