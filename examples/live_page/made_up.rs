@@ -71,7 +71,7 @@ fn words() -> Vec<(String, bool)> {
         for c in text.chars() {
             match words.last_mut() {
                 Some((word, _)) if c.is_alphabetic() && word.trim_start().chars().all(char::is_alphabetic) => {
-                    word.push(c)
+                    word.push(c);
                 }
                 _ => words.push((c.to_string(), prompt)),
             }

@@ -54,7 +54,9 @@ fn every_answer_forbids_caching_sniffing_and_other_origins() {
 fn events_are_rules_and_ticks_and_go_on_where_a_client_left_off() {
     let server = server();
     let mut stream = ask_for_events(server.address());
-    let text = follow(&mut stream, |text| text.matches("event: tick\n").count() >= 2 && text.contains("event: rule\n"));
+    let text = follow(&mut stream, |text| {
+        data::<serde_json::Value>(text, "tick").len() >= 2 && !data::<serde_json::Value>(text, "rule").is_empty()
+    });
     assert!(text.contains("content-type: text/event-stream\r\n"));
     let ticks: Vec<serde_json::Value> = data(&text, "tick");
     let tokens = |tick: &serde_json::Value| tick["recent"][0]["tokens"].as_array().unwrap().clone();
@@ -74,7 +76,7 @@ fn events_are_rules_and_ticks_and_go_on_where_a_client_left_off() {
     let mut stream = crate::client::connect(server.address());
     let address = server.address();
     write!(stream, "GET /events HTTP/1.1\r\nHost: {address}\r\nLast-Event-ID: {}\r\n\r\n", ids[0]).unwrap();
-    let text = follow(&mut stream, |text| text.contains("event: rule\n") && text.contains("event: tick\n"));
+    let text = follow(&mut stream, |text| !data::<serde_json::Value>(text, "rule").is_empty());
     assert_eq!(data::<serde_json::Value>(&text, "rule")[0]["id"], ids[0] + 1);
 }
 
@@ -157,4 +159,33 @@ fn its_one_thread_is_named_takes_no_signals_and_is_nice() {
         assert!(nice == "10" || nice == "0", "{nice}");
     }
     assert!(found >= 1);
+}
+
+/// A child process may drop what it inherited: it waits for no thread, and the parent's server goes on.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_fork_can_drop_it() {
+    let server = server();
+    let address = server.address();
+    // SAFETY: the child calls nothing that other threads of the parent could hold a lock of, but the destructor that is
+    // tested, and leaves by _exit.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        server.stop();
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(7) };
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut status = 0;
+    // SAFETY: `status` is valid for a write; the child is this process's.
+    while unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) } == 0 {
+        if Instant::now() > deadline {
+            // SAFETY: the child was not waited for, so the number is still its own.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7, "{status}");
+    assert_eq!(get(address, "/metrics", &[]).status, 200);
 }

@@ -74,7 +74,12 @@ impl Browser {
     }
 
     fn go(&mut self, server: &Server) {
+        let port = server.address().port();
+        self.run("document.title = 'the page before'");
         self.call("Page.navigate", &json!({"url": format!("http://{}/", server.address())}));
+        self.wait(&format!(
+            "location.port === '{port}' && document.title === 'kronsae live' && document.readyState === 'complete'"
+        ));
     }
 
     fn run(&mut self, script: &str) -> Value {
@@ -132,7 +137,7 @@ impl Drop for Browser {
 fn tokens_latents_and_rules_appear_on_every_screen() {
     let server = server_of(made_up::MadeUp::new(60.0), ServeOptions::default());
     let mut browser = Browser::open();
-    for (width, height) in [(1400, 1300), (390, 2800)] {
+    for (width, height) in [(1400_u32, 1300), (390, 2800)] {
         for scheme in ["light", "dark"] {
             browser.screen(width, height, scheme);
             browser.go(&server);
@@ -151,8 +156,10 @@ fn tokens_latents_and_rules_appear_on_every_screen() {
             browser.wait("document.querySelector('#chosen').value === '256'");
             browser.wait("[...document.querySelectorAll('.tok.fires')].every(t => /said|\"/.test(t.textContent))");
             // Nothing is wider than the screen, and no text lies on its own colour.
-            assert_eq!(browser.run("document.documentElement.scrollWidth"), width);
-            assert!(browser.run(LEAST_CONTRAST).as_f64().unwrap() >= 4.5, "{scheme}: {}", browser.run(LEAST_CONTRAST));
+            let wide = browser.run("document.documentElement.scrollWidth").as_u64().unwrap();
+            assert!(wide <= width.into(), "{wide}");
+            let contrast = browser.run(LEAST_CONTRAST).as_f64().unwrap();
+            assert!(contrast >= 4.5, "{scheme}: {contrast}");
             browser.picture(&format!("{width}-{scheme}"));
         }
     }

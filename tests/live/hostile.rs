@@ -2,7 +2,8 @@
 
 use crate::client::{Answer, ask_for_events, connect, follow, get, raw};
 use crate::{made_up, server, server_of};
-use kronsae::monitor::serve::ServeOptions;
+use kronsae::monitor::serve::{ServeOptions, Source};
+use kronsae::monitor::{Event, RecentToken, Snapshot};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -236,4 +237,33 @@ fn ten_thousand_connections() {
     }
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     follow(&mut good, |text| text.contains("event: tick\n"));
+}
+
+/// A monitor that panics costs its asker the answer, and nobody else anything.
+#[test]
+fn a_source_that_panics() {
+    struct Bad;
+    impl Source for Bad {
+        fn snapshot(&self) -> Snapshot {
+            panic!("planted")
+        }
+        fn recent(&self, _site: u32, _since: u64, _most: usize) -> Vec<RecentToken> {
+            Vec::new()
+        }
+        fn events(&self, _since: u64, _most: usize) -> Vec<Event> {
+            Vec::new()
+        }
+    }
+    let server = server_of(Bad, ServeOptions { clients: 1, ..ServeOptions::default() });
+    let address = server.address();
+    for path in ["/metrics", "/snapshot", "/metrics"] {
+        assert!(raw(address, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).is_none());
+    }
+    for _ in 0..3 {
+        // Its head was sent; its place is free again.
+        let answer = get(address, "/events", &[]);
+        assert_eq!((answer.status, answer.body.as_str()), (200, ""));
+    }
+    assert_eq!(get(address, "/", &[]).status, 200);
+    server.stop();
 }
