@@ -86,7 +86,7 @@ impl Default for ServeOptions {
 impl fmt::Debug for ServeOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ServeOptions { address, token, hosts, clients } = self;
-        let token = token.as_ref().map(|_| "(secret)");
+        let token = token.as_ref().map(|_| "set");
         f.debug_struct("ServeOptions")
             .field("address", address)
             .field("token", &token)
