@@ -332,6 +332,15 @@
 
   // --- rule log ----------------------------------------------------------------------------------------------------
 
+  const held = [];
+  // What has come, shown or not: from where to go on after a lost connection.
+  const latestId = () => held.length ? held.at(-1).id : lastId;
+  const hear = (event) => {
+    if (!paused) return log(event);
+    if (held.length && event.id === held.at(-1).id) return;
+    held.push(event);
+    if (held.length > MOST_LOG) held.shift();
+  };
   const log = (event) => {
     if (lastId !== null && event.id > lastId + 1) {
       const lost = event.id - lastId - 1;
@@ -461,7 +470,7 @@
       else if (line.startsWith("data: ")) data += line.slice(6);
     }
     if (kind === "tick") tick(JSON.parse(data));
-    else if (kind === "rule") log(JSON.parse(data));
+    else if (kind === "rule") hear(JSON.parse(data));
   };
   const follow = async (onOpen) => {
     const breaker = new AbortController();
@@ -469,7 +478,7 @@
     try {
       const headers = { Accept: "text/event-stream" };
       if (token !== null) headers.Authorization = "Bearer " + token;
-      if (lastId !== null) headers["Last-Event-ID"] = String(lastId);
+      if (latestId() !== null) headers["Last-Event-ID"] = String(latestId());
       const response = await fetch("events", { headers, cache: "no-store", credentials: "omit", signal: breaker.signal });
       if (response.status === 401) return "token";
       if (!response.ok) throw new Error((await response.text()).trim() || String(response.status));
@@ -519,6 +528,7 @@
   $("pause").addEventListener("click", () => {
     paused = !paused;
     $("pause").setAttribute("aria-pressed", String(paused)); $("pause").textContent = paused ? "Go on" : "Pause";
+    if (!paused) held.splice(0).forEach(log);
   });
   $("chosen").addEventListener("input", () => {
     const latent = $("chosen").valueAsNumber, of = siteNow();
