@@ -268,12 +268,12 @@ fn process_id() -> libc::pid_t {
 
 /// While alive, this thread has all signals blocked; threads started meanwhile inherit that, so that the host's
 /// handlers never run on them.
-struct SignalsBlocked {
+pub(crate) struct SignalsBlocked {
     before: libc::sigset_t,
 }
 
 impl SignalsBlocked {
-    fn enter() -> Self {
+    pub(crate) fn enter() -> Self {
         // SAFETY: both sets are valid for writes; sigset_t is plain data for which zeroes are a value.
         unsafe {
             let mut all: libc::sigset_t = std::mem::zeroed();
