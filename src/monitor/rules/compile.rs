@@ -103,8 +103,8 @@ impl SiteRules {
     ///
     /// # Errors
     /// [`crate::Status::InvalidArgument`], with line, rule and site: a latent that the model does not have, a quantile
-    /// where it is not calibrated, a level it was not calibrated at (the error names those there are), or the quantile of a
-    /// latent that never was active on the calibration corpus.
+    /// where it is not calibrated, a level it was not calibrated at (the error names those there are), or the quantile
+    /// of a latent that never was active on the calibration corpus.
     pub fn compile(rules: &Rules, site: &str, sae: &Sae) -> Result<Self> {
         let _env = crate::float_env::FloatEnv::enter();
         let here = |rule: &&Rule| rule.sites.as_ref().is_none_or(|sites| sites.iter().any(|name| name == site));
@@ -227,7 +227,7 @@ impl SiteRules {
         for (&latent, &value) in indices.iter().zip(values) {
             let Some(local) = self.local(latent).map(|local| local as usize) else { continue };
             // An active latent is positive; a latent given twice keeps its first value.
-            if !(value > 0.0) || touched.values[local] != 0.0 {
+            if value <= 0.0 || touched.values[local] != 0.0 {
                 continue;
             }
             touched.values[local] = value;

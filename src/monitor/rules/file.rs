@@ -1,5 +1,5 @@
-//! A rules file: TOML text -> rules, bound to no model. What is wrong is said with the rule, the line, what was found and
-//! what was expected.
+//! A rules file: TOML text -> rules, bound to no model. What is wrong is said with the rule, the line, what was found
+//! and what was expected.
 
 use super::{Condition, Level, Rule, Term, Tokens};
 use crate::error::{Error, Result};
@@ -87,12 +87,12 @@ pub(super) fn parse(text: &str) -> Result<Vec<Rule>> {
         return Err(Error::format(format!("{} rules; a file has at most {MOST_RULES}", file.rule.len())));
     }
     let mut rules = Vec::with_capacity(file.rule.len());
-    let mut lines = BTreeMap::new();
+    let (lines, mut named) = (Lines::of(text), BTreeMap::new());
     for rule in file.rule {
-        let at = At { text, rule: rule.get_ref().name.get_ref().clone() };
+        let at = At { lines: &lines, rule: rule.get_ref().name.get_ref().clone() };
         let name = rule.get_ref().name.span();
         let rule = rule_of(&at, rule.into_inner())?;
-        if let Some(before) = lines.insert(Arc::clone(&rule.name), line_of(text, name.start)) {
+        if let Some(before) = named.insert(Arc::clone(&rule.name), lines.at(name.start)) {
             return Err(at.bad(name.start, &format!("a rule of line {before} has this name already; names are unique")));
         }
         rules.push(rule);
@@ -102,33 +102,43 @@ pub(super) fn parse(text: &str) -> Result<Vec<Rule>> {
 
 /// Where something is wrong.
 struct At<'a> {
-    text: &'a str,
+    lines: &'a Lines,
     rule: String,
 }
 
 impl At<'_> {
     fn bad(&self, byte: usize, what: &str) -> Error {
-        Error::format(format!("line {}, rule `{}`: {what}", line_of(self.text, byte), self.rule.escape_debug()))
+        Error::format(format!("line {}, rule `{}`: {what}", self.lines.at(byte), self.rule.escape_debug()))
     }
 }
 
-fn line_of(text: &str, byte: usize) -> usize {
-    1 + text.as_bytes()[..byte.min(text.len())].iter().filter(|b| **b == b'\n').count()
+/// Where lines begin. Every condition remembers its line, so that finding one must not read the text again.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        Lines(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1).collect())
+    }
+
+    /// The line of a byte, from 1.
+    fn at(&self, byte: usize) -> usize {
+        1 + self.0.partition_point(|start| *start <= byte)
+    }
 }
 
 /// The error of text that is no TOML, or TOML of another form.
 fn syntax(text: &str, error: &toml::de::Error) -> Error {
     let message = error.message().replace('\n', ", ");
     let Some(span) = error.span() else { return Error::format(message) };
-    let line = line_of(text, span.start);
+    let line = Lines::of(text).at(span.start);
     match name_at(text, span.start) {
         Some(rule) => Error::format(format!("line {line}, rule {rule}: {message}")),
         None => Error::format(format!("line {line}: {message}")),
     }
 }
 
-/// The rule whose text holds `byte`, by name or, where it has none, by number; `None` outside rules and where the text is
-/// no TOML at all.
+/// The rule whose text holds `byte`, by name or, where it has none, by number; `None` outside rules and where the text
+/// is no TOML at all.
 fn name_at(text: &str, byte: usize) -> Option<String> {
     let document = toml::de::DeTable::parse(text).ok()?;
     let rules = document.get_ref().get("rule")?.get_ref().as_array()?;
@@ -181,7 +191,7 @@ fn rule_of(at: &At<'_>, rule: RuleToml) -> Result<Rule> {
                     format!("cooldown.seconds is {found}, expected a number above 0 and up to 31536000 (a year)");
                 return Err(at.bad(seconds.span().start, &what));
             }
-            parsed.cooldown_nanos = (found * 1e9) as u64;
+            parsed.cooldown_nanos = (found * 1e9).round() as u64;
         }
     }
     Ok(parsed)
@@ -218,6 +228,7 @@ fn level(at: &At<'_>, key: &str, found: &Spanned<f64>) -> Result<f64> {
 fn condition(at: &At<'_>, when: &Spanned<WhenToml>, depth: usize, latents: &mut usize) -> Result<Condition> {
     let start = when.span().start;
     let bad = |what: &str| at.bad(start, what);
+    let too_many = |bad: &dyn Fn(&str) -> Error| bad(&format!("more than {MOST_LATENTS} latents in one rule"));
     if depth > MOST_DEPTH {
         return Err(bad(&format!("conditions are nested more than {MOST_DEPTH} deep")));
     }
@@ -234,7 +245,7 @@ fn condition(at: &At<'_>, when: &Spanned<WhenToml>, depth: usize, latents: &mut 
             Condition::Latent {
                 latent: *latent,
                 above: Level::Value(level(at, "above", above)?),
-                line: line_of(at.text, start),
+                line: at.lines.at(start),
             }
         }
         (Some(latent), None, Some(quantile), None, None, None) => {
@@ -244,7 +255,7 @@ fn condition(at: &At<'_>, when: &Spanned<WhenToml>, depth: usize, latents: &mut 
                 return Err(at.bad(quantile.span().start, &what));
             }
             *latents += 1;
-            Condition::Latent { latent: *latent, above: Level::Quantile(found), line: line_of(at.text, start) }
+            Condition::Latent { latent: *latent, above: Level::Quantile(found), line: at.lines.at(start) }
         }
         (None, None, None, Some(any), None, None) => Condition::Any(list(any, "any")?),
         (None, None, None, None, Some(all), None) => Condition::All(list(all, "all")?),
@@ -253,6 +264,9 @@ fn condition(at: &At<'_>, when: &Spanned<WhenToml>, depth: usize, latents: &mut 
                 return Err(bad("`sum` is empty, expected at least one latent"));
             }
             *latents += sum.len();
+            if *latents > MOST_LATENTS {
+                return Err(too_many(&bad));
+            }
             Condition::Sum { terms: terms(at, sum)?, above: level(at, "above", above)? }
         }
         found => {
@@ -275,7 +289,7 @@ fn condition(at: &At<'_>, when: &Spanned<WhenToml>, depth: usize, latents: &mut 
         }
     };
     if *latents > MOST_LATENTS {
-        return Err(bad(&format!("more than {MOST_LATENTS} latents in one rule")));
+        return Err(too_many(&bad));
     }
     Ok(condition)
 }
@@ -294,7 +308,7 @@ fn terms(at: &At<'_>, sum: &[Spanned<TermToml>]) -> Result<Vec<Term>> {
         if terms.iter().any(|before| before.latent == *latent) {
             return Err(at.bad(start, &format!("latent {latent} stands in one sum twice; give it one weight")));
         }
-        terms.push(Term { latent: *latent, weight: value, line: line_of(at.text, start) });
+        terms.push(Term { latent: *latent, weight: value, line: at.lines.at(start) });
     }
     if terms.iter().all(|term| term.weight < 0.0) {
         return Err(at.bad(sum[0].span().start, "all weights of the sum are negative: it is never above its value"));
