@@ -10,18 +10,26 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// The work of one call, with its lifetime erased. Only alive while [`Pool::run`] waits for it.
+/// The work of one call, with its lifetime erased. Only alive while [`Pool::run`] or [`Pool::run_open`] waits for it.
 #[derive(Clone, Copy)]
-struct Job(*const (dyn Fn(Worker<'_>) + Sync));
-// SAFETY: the pointee is Sync, and `run` keeps it alive until every worker has left it.
+enum Job {
+    /// Of all threads.
+    All(*const (dyn Fn(Worker<'_>) + Sync)),
+    /// Of those that come in time.
+    Open(*const (dyn Fn(Member<'_>) + Sync)),
+}
+// SAFETY: the pointees are Sync, and the call keeps them alive until every worker that took one has left it.
 unsafe impl Send for Job {}
 
 struct State {
-    /// Counts calls; a worker runs each once.
+    /// Counts calls; a worker takes part in each once at most.
     call: u64,
+    /// What there is to take part in.
     job: Option<Job>,
-    /// Workers still inside the current call.
-    running: usize,
+    /// Threads that take part in the current call, the caller's included.
+    members: usize,
+    /// Whether the caller sleeps until the others are done.
+    waiting: bool,
     stop: bool,
 }
 
@@ -30,7 +38,14 @@ struct Shared {
     wake: Condvar,
     done: Condvar,
     barrier: Barrier,
+    /// Workers still inside the current call.
+    running: AtomicUsize,
+    /// Threads of an open call once it is closed; 0 before.
+    team: AtomicUsize,
 }
+
+/// How often the caller looks whether the others are done before it sleeps.
+const SPINS: u32 = 4096;
 
 /// What a thread of a call knows of itself.
 #[derive(Clone, Copy)]
@@ -62,6 +77,105 @@ impl Worker<'_> {
     }
 }
 
+/// A thread of an open call, in which threads may still join: see [`Pool::run_open`].
+#[derive(Clone, Copy)]
+pub struct Member<'a> {
+    /// 0 for the calling thread, then 1, 2, ... in the order in which they came.
+    pub index: usize,
+    shared: &'a Shared,
+}
+
+impl<'a> Member<'a> {
+    /// Closes the call (the calling thread does, the others wait for it) and waits for all that have joined. From here on
+    /// they are a fixed team.
+    ///
+    /// # Panics
+    /// If another thread of the call has panicked.
+    #[must_use]
+    pub fn settle(self) -> Worker<'a> {
+        let Shared { barrier, team, .. } = self.shared;
+        if self.index == 0 {
+            let mut state = lock(self.shared);
+            state.job = None;
+            team.store(state.members, Ordering::Release);
+        }
+        let mut spins = 0;
+        let count = loop {
+            match team.load(Ordering::Acquire) {
+                0 => barrier.pause(&mut spins),
+                count => break count,
+            }
+        };
+        let worker = Worker { index: self.index, count, barrier };
+        worker.wait();
+        worker
+    }
+
+    /// Waits until `done` says so: what other members have claimed and not finished.
+    ///
+    /// # Panics
+    /// If another thread of the call has panicked.
+    pub fn wait_until(&self, done: impl Fn() -> bool) {
+        let mut spins = 0;
+        while !done() {
+            self.shared.barrier.pause(&mut spins);
+        }
+    }
+}
+
+/// Work in pieces that threads claim: each first its own share, in order, then what is left of the others'.
+#[derive(Debug)]
+pub struct Claims {
+    /// The next piece of each share, each on a cache line of its own.
+    next: Vec<OwnLine>,
+    pieces: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct OwnLine(AtomicUsize);
+
+impl Claims {
+    /// For at most `threads` threads.
+    ///
+    /// # Errors
+    /// [`Status::OutOfMemory`].
+    pub fn new(threads: usize) -> Result<Self> {
+        let mut next = Vec::new();
+        let bytes = threads.saturating_mul(size_of::<OwnLine>());
+        next.try_reserve_exact(threads).map_err(|_| Error::out_of_memory("claims", bytes))?;
+        next.resize_with(threads, OwnLine::default);
+        Ok(Claims { next, pieces: AtomicUsize::new(0) })
+    }
+
+    fn share(&self, index: usize) -> Range<usize> {
+        let (pieces, threads) = (self.pieces.load(Ordering::Relaxed), self.next.len());
+        pieces * index / threads..pieces * (index + 1) / threads
+    }
+
+    /// Lays out `pieces` pieces. No thread may be claiming.
+    pub fn reset(&mut self, pieces: usize) {
+        *self.pieces.get_mut() = pieces;
+        for index in 0..self.next.len() {
+            self.next[index].0 = AtomicUsize::new(self.share(index).start);
+        }
+    }
+
+    /// The next piece for the thread of this index, if any is left. Each is given out once.
+    #[must_use]
+    pub fn claim(&self, index: usize) -> Option<usize> {
+        let threads = self.next.len();
+        (0..threads).map(|offset| (index + offset) % threads).find_map(|of| {
+            let end = self.share(of).end;
+            // Looked at first, so that a share that is spent is not counted on for ever.
+            if self.next[of].0.load(Ordering::Relaxed) >= end {
+                return None;
+            }
+            Some(self.next[of].0.fetch_add(1, Ordering::Relaxed)).filter(|&piece| piece < end)
+        })
+    }
+}
+
 struct Barrier {
     arrived: AtomicUsize,
     generation: AtomicUsize,
@@ -77,17 +191,22 @@ impl Barrier {
         } else {
             let mut spins = 0_u32;
             while self.generation.load(Ordering::Acquire) == generation {
-                assert!(!self.panicked.load(Ordering::Relaxed), "another thread of this call panicked");
-                spins += 1;
-                if spins < 4096 {
-                    std::hint::spin_loop();
-                } else {
-                    // The others may be waiting for this very core.
-                    std::thread::yield_now();
-                }
+                self.pause(&mut spins);
             }
         }
         assert!(!self.panicked.load(Ordering::Relaxed), "another thread of this call panicked");
+    }
+
+    /// One turn of waiting for others.
+    fn pause(&self, spins: &mut u32) {
+        assert!(!self.panicked.load(Ordering::Relaxed), "another thread of this call panicked");
+        *spins = spins.saturating_add(1);
+        if *spins < SPINS {
+            std::hint::spin_loop();
+        } else {
+            // The others may be waiting for this very core.
+            std::thread::yield_now();
+        }
     }
 }
 
@@ -119,7 +238,7 @@ impl Pool {
             return Err(Error::invalid(format!("threads = {threads}, expected 1 to 1024")));
         }
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { call: 0, job: None, running: 0, stop: false }),
+            state: Mutex::new(State { call: 0, job: None, members: 1, waiting: false, stop: false }),
             wake: Condvar::new(),
             done: Condvar::new(),
             barrier: Barrier {
@@ -127,6 +246,8 @@ impl Pool {
                 generation: AtomicUsize::new(0),
                 panicked: AtomicBool::new(false),
             },
+            running: AtomicUsize::new(0),
+            team: AtomicUsize::new(0),
         });
         let mut pool = Pool { shared, workers: Vec::new(), process: process_id() };
         let _blocked = SignalsBlocked::enter();
@@ -140,6 +261,8 @@ impl Pool {
                 })?;
             pool.workers.push(worker);
         }
+        // A thread's own start allocates; once all have been here, no call does.
+        pool.run(&|_| {})?;
         Ok(pool)
     }
 
@@ -164,47 +287,90 @@ impl Pool {
     /// # Panics
     /// With the caller's panic, or with one of its own if another thread panicked.
     pub fn run(&mut self, job: &(dyn Fn(Worker<'_>) + Sync)) -> Result<()> {
+        // SAFETY: only the lifetime is erased; `call` does not return before the last thread has left the job.
+        let erased = unsafe {
+            std::mem::transmute::<*const (dyn Fn(Worker<'_>) + Sync + '_), *const (dyn Fn(Worker<'_>) + Sync + 'static)>(
+                job,
+            )
+        };
+        let count = self.threads();
+        self.call(Job::All(erased), |shared| job(Worker { index: 0, count, barrier: &shared.barrier }))
+    }
+
+    /// Runs `job` on the caller's thread at once, and on the others if they wake before it calls [`Member::settle`], as
+    /// each must once. For work that starts with pieces to be claimed ([`Claims`]): waking a thread can take longer than a
+    /// small encode, and one that is late then costs nothing.
+    ///
+    /// # Errors
+    /// [`Status::Forked`] in a child process.
+    ///
+    /// # Panics
+    /// As [`Pool::run`].
+    pub fn run_open(&mut self, job: &(dyn Fn(Member<'_>) + Sync)) -> Result<()> {
+        // SAFETY: as in `run`.
+        let erased = unsafe {
+            std::mem::transmute::<*const (dyn Fn(Member<'_>) + Sync + '_), *const (dyn Fn(Member<'_>) + Sync + 'static)>(
+                job,
+            )
+        };
+        self.call(Job::Open(erased), |shared| job(Member { index: 0, shared }))
+    }
+
+    /// One call: `mine` is the caller's part of `job`.
+    fn call(&mut self, job: Job, mine: impl FnOnce(&Shared)) -> Result<()> {
         if self.is_forked() {
             return Err(Error::new(
                 Status::Forked,
                 "this object was made before fork(); make a new one in the child process",
             ));
         }
-        let count = self.threads();
-        let barrier = &self.shared.barrier;
-        barrier.panicked.store(false, Ordering::Relaxed);
-        barrier.arrived.store(0, Ordering::Relaxed);
-        if count > 1 {
-            // SAFETY: only the lifetime is erased; this function does not return before `running` is 0 again, and a
-            // worker does not touch the job after it has counted itself out.
-            let job = unsafe {
-                std::mem::transmute::<
-                    *const (dyn Fn(Worker<'_>) + Sync + '_),
-                    *const (dyn Fn(Worker<'_>) + Sync + 'static),
-                >(job)
-            };
-            let mut state = lock(&self.shared);
-            state.call += 1;
-            state.job = Some(Job(job));
-            state.running = count - 1;
-            drop(state);
-            self.shared.wake.notify_all();
+        let (count, shared) = (self.threads(), &*self.shared);
+        let barrier = &shared.barrier;
+        {
+            let mut state = lock(shared);
+            // No worker is inside a call, and none gets into this one before the lock is released.
+            barrier.panicked.store(false, Ordering::Relaxed);
+            barrier.arrived.store(0, Ordering::Relaxed);
+            shared.team.store(0, Ordering::Relaxed);
+            state.members = 1;
+            if count > 1 {
+                state.call += 1;
+                state.job = Some(job);
+                if let Job::All(_) = job {
+                    // All are counted on, whenever they come.
+                    shared.running.store(count - 1, Ordering::Relaxed);
+                }
+            }
         }
-        let mine = {
+        if count > 1 {
+            shared.wake.notify_all();
+        }
+        let result = {
             let _env = FloatEnv::enter();
-            catch_unwind(AssertUnwindSafe(|| job(Worker { index: 0, count, barrier })))
+            catch_unwind(AssertUnwindSafe(|| mine(shared)))
         };
-        if mine.is_err() {
+        if result.is_err() {
             barrier.panicked.store(true, Ordering::Relaxed);
         }
         if count > 1 {
-            let mut state = lock(&self.shared);
-            while state.running > 0 {
-                state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if let Job::Open(_) = job {
+                // Closed already, unless `mine` panicked first.
+                lock(shared).job = None;
             }
+            let mut spins = 0;
+            while shared.running.load(Ordering::Acquire) > 0 && spins < SPINS {
+                spins += 1;
+                std::hint::spin_loop();
+            }
+            let mut state = lock(shared);
+            state.waiting = true;
+            while shared.running.load(Ordering::Acquire) > 0 {
+                state = shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            state.waiting = false;
             state.job = None;
         }
-        if let Err(panic) = mine {
+        if let Err(panic) = result {
             resume_unwind(panic);
         }
         assert!(!barrier.panicked.load(Ordering::Relaxed), "a worker thread panicked");
@@ -231,7 +397,7 @@ impl Drop for Pool {
 fn work(shared: &Shared, index: usize, count: usize) {
     let mut seen = 0;
     loop {
-        let job = {
+        let (job, index) = {
             let mut state = lock(shared);
             loop {
                 if state.stop {
@@ -239,24 +405,36 @@ fn work(shared: &Shared, index: usize, count: usize) {
                 }
                 if state.call != seen {
                     seen = state.call;
-                    break state.job;
+                    match state.job {
+                        Some(job @ Job::All(_)) => break (job, index),
+                        Some(job @ Job::Open(_)) => {
+                            // Counted in under the lock under which the call is closed.
+                            shared.running.fetch_add(1, Ordering::Relaxed);
+                            state.members += 1;
+                            break (job, state.members - 1);
+                        }
+                        // Too late for this one.
+                        None => {}
+                    }
                 }
                 state = shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         };
-        if let Some(Job(job)) = job {
-            let _env = FloatEnv::enter();
-            // SAFETY: `run` keeps the job alive until this thread has counted itself out below.
-            let job = unsafe { &*job };
-            let worker = Worker { index, count, barrier: &shared.barrier };
-            if catch_unwind(AssertUnwindSafe(|| job(worker))).is_err() {
-                shared.barrier.panicked.store(true, Ordering::Relaxed);
-            }
+        let _env = FloatEnv::enter();
+        let done = catch_unwind(AssertUnwindSafe(|| match job {
+            // SAFETY: the caller keeps the job alive until this thread has counted itself out below.
+            Job::All(job) => unsafe { (*job)(Worker { index, count, barrier: &shared.barrier }) },
+            // SAFETY: as above.
+            Job::Open(job) => unsafe { (*job)(Member { index, shared }) },
+        }));
+        if done.is_err() {
+            shared.barrier.panicked.store(true, Ordering::Relaxed);
         }
-        let mut state = lock(shared);
-        state.running -= 1;
-        if state.running == 0 {
-            shared.done.notify_one();
+        if shared.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let state = lock(shared);
+            if state.waiting {
+                shared.done.notify_one();
+            }
         }
     }
 }
@@ -367,6 +545,59 @@ mod tests {
             })
             .unwrap();
         }
+    }
+
+    #[test]
+    fn members_of_an_open_call_settle_into_a_team() {
+        let mut pool = Pool::new(4, "test").unwrap();
+        let (mut claims, mut seen) = (Claims::new(4).unwrap(), [0; 5]);
+        for turn in 0..300 {
+            let pieces = [0, 1, 3, 64, 1000][turn % 5];
+            claims.reset(pieces);
+            let done: Vec<AtomicUsize> = (0..pieces).map(|_| AtomicUsize::new(0)).collect();
+            let (members, indices) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            pool.run_open(&|member| {
+                while let Some(piece) = claims.claim(member.index) {
+                    done[piece].fetch_add(1, Ordering::Relaxed);
+                    if turn % 3 == 0 {
+                        std::thread::yield_now();
+                    }
+                }
+                let worker = member.settle();
+                // All that was claimed is done, whoever claimed it.
+                assert!(done.iter().all(|piece| piece.load(Ordering::Relaxed) == 1));
+                members.fetch_add(1, Ordering::Relaxed);
+                indices.fetch_or(1 << worker.index, Ordering::Relaxed);
+                worker.wait();
+                assert_eq!(members.load(Ordering::Relaxed), worker.count);
+                assert_eq!(indices.load(Ordering::Relaxed), (1 << worker.count) - 1);
+            })
+            .unwrap();
+            seen[members.into_inner()] += 1;
+        }
+        assert_eq!((seen[0], seen.iter().sum::<usize>()), (0, 300));
+    }
+
+    #[test]
+    fn a_panic_in_an_open_call_reaches_the_caller() {
+        let mut pool = Pool::new(3, "test").unwrap();
+        for early in [true, false] {
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                pool.run_open(&|member| {
+                    assert!(!(early && member.index == 0), "planted");
+                    let worker = member.settle();
+                    assert!(early || worker.index != 0, "planted");
+                    worker.wait();
+                })
+            }));
+            assert!(result.is_err());
+        }
+        let ran = AtomicUsize::new(0);
+        pool.run(&|_| {
+            ran.fetch_add(1, Ordering::Relaxed);
+        })
+        .unwrap();
+        assert_eq!(ran.into_inner(), 3);
     }
 
     #[test]

@@ -12,12 +12,17 @@ use crate::error::Result;
 use crate::sae::{Encoder as Shape, Sae, Selection, padded};
 use crate::simd::int8::{BLOCK_ROWS, Int8Kernel};
 use crate::simd::{self, Isa};
-use crate::threads::{Divided, Pool, Worker};
+use crate::threads::{Claims, Divided, Pool, Worker};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Tokens screened at a time: each pass over the copy serves so many.
 const TILE_TOKENS: usize = 64;
+/// Rows that a thread claims at a time: some microseconds.
+const PIECE: usize = 64;
+/// Of these, tiles take longer.
+const TILED_PIECE: usize = 32;
 /// With fewer tokens, tiles of them are slower than vectors.
 const LEAST_TILED: usize = 12;
 
@@ -37,6 +42,8 @@ pub(in crate::encode) struct Screener {
     lists: Vec<Lists>,
     /// For each thread: heads that may have survivors.
     heads: Vec<Vec<u32>>,
+    /// Tokens, then rows, of the first tile, which threads claim.
+    claims: [Claims; 2],
     /// Rows computed by `dot/1` since the encoder was made.
     rescored: AtomicUsize,
     /// Rows of both planes that were picked to narrow their bounds.
@@ -134,7 +141,8 @@ impl Screener {
             heads.push(room(weight.rows, what)?);
         }
         let [rescored, refined] = [const { AtomicUsize::new(0) }; 2];
-        Ok(Some(Screener { copy, kernel, fast, tokens, tile_tokens, lists, heads, rescored, refined }))
+        let claims = [Claims::new(pool.threads())?, Claims::new(pool.threads())?];
+        Ok(Some(Screener { copy, kernel, fast, tokens, tile_tokens, lists, heads, claims, rescored, refined }))
     }
 
     /// Rows computed by `dot/1` so far, of all tokens.
@@ -182,6 +190,9 @@ impl Screener {
         counts: &Counts,
     ) -> Result<()> {
         let Some(copy) = &*self.copy else { unreachable!("a screener without a copy is not made") };
+        if x.rows() == 0 {
+            return Ok(());
+        }
         let Parts { sae, isa, pool, selectors, x: tile_x, y: tile_y } = parts;
         let kron = matches!(sae.config().encoder, Shape::Kron { .. });
         let (weight, bias) = (sae.encoder().weight.as_ref(), &sae.encoder().bias);
@@ -213,15 +224,15 @@ impl Screener {
             }
             rescored.fetch_add(computed, Ordering::Relaxed);
         };
-        // The cheap pre-activations of this thread's share of the rows, of all tokens.
-        let estimates = |worker: &Worker<'_>, tokens: usize| {
+        // The cheap pre-activations of some rows, whole steps of them, of all tokens.
+        let estimates = |range: Range<usize>, tokens: usize| {
             // SAFETY: nobody writes the tokens before the barrier behind the next tile's widening.
             let in16 = unsafe { tokens16.read(tokens) };
             let mut lines = [[0.0; BLOCK_ROWS]; 2 * TILE_TOKENS];
             let tiled = is_tiled(tokens);
             let (blocks, kind) = (if tiled { 2 } else { 1 }, products(tokens));
             let lines = &mut lines[..blocks * tokens];
-            for first in worker.share(rows, blocks * BLOCK_ROWS).step_by(blocks * BLOCK_ROWS) {
+            for first in range.step_by(blocks * BLOCK_ROWS) {
                 match tiled {
                     true => kernel.tiled(kind == Products::Tiled, copy.planes(first), in16, lines),
                     false => kernel.coarse(copy.planes(first), in16, lines),
@@ -271,7 +282,35 @@ impl Screener {
             refined.fetch_add(computed, Ordering::Relaxed);
         };
 
-        pool.run(&|worker| {
+        // Widens and rounds token `t` of a tile.
+        let prepare = |start: usize, t: usize, tiled: bool| {
+            // SAFETY: each token is claimed by, or in the share of, one thread; others read it after they have seen that
+            // all are done, or after a barrier.
+            unsafe {
+                let to = tile_x.slice(t * x_stride..(t + 1) * x_stride);
+                x.widen_row(start + t, to);
+                tokens16.prepare(isa, copy.bound(), copy.centre(), deviations, t, to, tiled);
+            }
+        };
+
+        // The first tile starts before all threads are awake.
+        let first = tile_tokens.min(x.rows());
+        let piece = if is_tiled(first) { TILED_PIECE } else { PIECE };
+        let [claims_of_tokens, claims_of_rows] = &mut self.claims;
+        claims_of_tokens.reset(first);
+        claims_of_rows.reset(rows.div_ceil(piece));
+        let (claims_of_tokens, claims_of_rows, prepared) = (&*claims_of_tokens, &*claims_of_rows, AtomicUsize::new(0));
+
+        pool.run_open(&|member| {
+            while let Some(t) = claims_of_tokens.claim(member.index) {
+                prepare(0, t, is_tiled(first));
+                prepared.fetch_add(1, Ordering::Release);
+            }
+            member.wait_until(|| prepared.load(Ordering::Acquire) == first);
+            while let Some(at) = claims_of_rows.claim(member.index) {
+                estimates(at * piece..rows.min((at + 1) * piece), first);
+            }
+            let worker = member.settle();
             // SAFETY: each thread takes the selector and the heads of its own index.
             let (selector, heads) = unsafe {
                 let own = worker.index..worker.index + 1;
@@ -281,17 +320,14 @@ impl Screener {
             while start < x.rows() {
                 let tokens = tile_tokens.min(x.rows() - start);
                 let tiled = is_tiled(tokens);
-                for t in worker.share(tokens, 1) {
-                    // SAFETY: shares are disjoint, and the barrier below separates these writes from all reads.
-                    unsafe {
-                        let to = tile_x.slice(t * x_stride..(t + 1) * x_stride);
-                        x.widen_row(start + t, to);
-                        tokens16.prepare(isa, copy.bound(), copy.centre(), deviations, t, to, tiled);
+                if start > 0 {
+                    for t in worker.share(tokens, 1) {
+                        prepare(start, t, tiled);
                     }
+                    worker.wait();
+                    estimates(worker.share(rows, piece), tokens);
+                    worker.wait();
                 }
-                worker.wait();
-                estimates(&worker, tokens);
-                worker.wait();
 
                 // Between two barriers a token's values and lists are the business of the thread whose share it is in; the
                 // others read the lists and write canonical values after the next one. Each such step is given the token,
