@@ -171,72 +171,67 @@ mod at_speed {
     use super::*;
     use crate::monitor::sync::Sleeper;
     use crate::monitor::wake::Wake;
-    use std::sync::OnceLock;
 
     /// A reader besides, as snapshots are.
     #[test]
     fn rows_arrive_whole() {
         const TOKENS: u64 = 30_000;
         let (mut producer, mut consumer, ring) = Ring::new(7, 3, D, Dtype::F32).unwrap();
-        let wake = Arc::new(OnceLock::<Wake>::new());
-        let for_worker = Arc::clone(&wake);
-        let worker = std::thread::spawn(move || {
-            let wake = for_worker.get_or_init(|| Wake::new(Sleeper::current()));
-            let (mut tokens, mut controls) = (0, 0);
-            while tokens < TOKENS {
-                match consumer.next(5) {
-                    Next::Empty => wake.sleep(None, || !consumer.ring().is_empty()),
-                    Next::Control(control) => {
-                        assert_eq!(control, Control::Rewind { request: tokens, position: 1 }, "in its place");
-                        controls += 1;
+        let wake = Arc::new(Wake::new(Sleeper::current()));
+        let to_wake = Arc::clone(&wake);
+        let watched = Arc::clone(&ring);
+        let reader = std::thread::spawn(move || {
+            while watched.released() < TOKENS {
+                let released = watched.released();
+                assert!(released <= watched.published() && watched.published() <= TOKENS);
+                std::thread::yield_now();
+            }
+        });
+        let host = std::thread::spawn(move || {
+            let (mut number, mut controls) = (0, 0_u64);
+            while number < TOKENS {
+                let dtype = if number.is_multiple_of(3) { Dtype::Bf16 } else { Dtype::F32 };
+                let bytes = row(number, dtype);
+                let x = Activations::from_bytes(&bytes, dtype, 1, D, D * dtype.size()).unwrap();
+                if producer.room(1) > 0 {
+                    producer.write(&x, 0, 1, 0, |_| tag(number));
+                    producer.publish();
+                    number += 1;
+                    if number.is_multiple_of(11) && number < TOKENS {
+                        controls += u64::from(producer.control(Control::Rewind { request: number, position: 1 }));
                     }
-                    Next::Tokens(count) => {
-                        for at in 0..count {
-                            let (mut found, mut expected) = ([0.0; D], [0.0; D]);
-                            let dtype = consumer.slot(at).dtype;
-                            assert_eq!(consumer.slot(at).tag, tag(tokens + at as u64));
-                            consumer.view(count).widen_row(at, &mut found);
-                            crate::dtype::widen(dtype, &row(tokens + at as u64, dtype), &mut expected);
-                            assert_eq!(found, expected);
-                        }
-                        tokens += count as u64;
-                        consumer.release(count);
-                    }
+                    to_wake.after_publish();
+                } else {
+                    std::thread::yield_now();
                 }
             }
             controls
         });
-        let watched = Arc::clone(&ring);
-        let reader = std::thread::spawn(move || {
-            let mut most = 0;
-            while watched.released() < TOKENS {
-                let released = watched.released();
-                most = most.max(watched.published() - released);
-                std::thread::yield_now();
-            }
-            most
-        });
-        let (mut number, mut controls) = (0, 0_u64);
-        while number < TOKENS {
-            let dtype = if number.is_multiple_of(3) { Dtype::Bf16 } else { Dtype::F32 };
-            let bytes = row(number, dtype);
-            let x = Activations::from_bytes(&bytes, dtype, 1, D, D * dtype.size()).unwrap();
-            if producer.room(1) > 0 {
-                producer.write(&x, 0, 1, 0, |_| tag(number));
-                producer.publish();
-                number += 1;
-                if number.is_multiple_of(11) && number < TOKENS {
-                    controls += u64::from(producer.control(Control::Rewind { request: number, position: 1 }));
+        let (mut tokens, mut controls) = (0, 0);
+        while tokens < TOKENS {
+            match consumer.next(5) {
+                Next::Empty => wake.sleep(None, || !ring.is_empty()),
+                Next::Control(control) => {
+                    assert_eq!(control, Control::Rewind { request: tokens, position: 1 }, "in its place");
+                    controls += 1;
                 }
-                if let Some(wake) = wake.get() {
-                    wake.after_publish();
+                Next::Tokens(count) => {
+                    for at in 0..count {
+                        let (mut found, mut expected) = ([0.0; D], [0.0; D]);
+                        let dtype = consumer.slot(at).dtype;
+                        assert_eq!(consumer.slot(at).tag, tag(tokens + at as u64));
+                        consumer.view(count).widen_row(at, &mut found);
+                        crate::dtype::widen(dtype, &row(tokens + at as u64, dtype), &mut expected);
+                        assert_eq!(found, expected);
+                    }
+                    tokens += count as u64;
+                    consumer.release(count);
                 }
-            } else {
-                std::thread::yield_now();
             }
         }
-        assert_eq!(worker.join().unwrap(), controls);
-        assert!(reader.join().unwrap() > 0 && ring.is_empty());
+        assert_eq!(host.join().unwrap(), controls);
+        reader.join().unwrap();
+        assert!(ring.is_empty());
     }
 
     /// What a worker counts while others read.
