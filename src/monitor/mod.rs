@@ -11,10 +11,19 @@
 //! not fit is dropped and counted; the host is never made to wait.
 
 mod event;
+mod labels;
+mod recorder;
+mod requests;
+mod rules;
 mod snapshot;
 mod tag;
+mod text_file;
 
 pub use event::{Event, EventKind, EventLatent, Severity};
+pub use labels::Labels;
+pub use recorder::{PushOutcome, Recorder, RecorderOptions, RecorderState};
+pub use requests::{Match, RETRACTABLE_MATCHES, REWIND_TOKENS, Requests};
+pub use rules::{Rules, SiteRules, Tokens};
 pub use snapshot::{
     Counters, Histogram, LatentSnapshot, ModelId, RecentToken, RuleCount, SiteSnapshot, Snapshot, State, TapSnapshot,
     WatchedLatent,
