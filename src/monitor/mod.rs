@@ -10,6 +10,9 @@
 //! A [`Tap`] copies into a bounded ring and returns; everything else happens on the monitor's own workers. What does
 //! not fit is dropped and counted; the host is never made to wait.
 
+pub mod metrics;
+pub mod serve;
+
 mod event;
 mod labels;
 mod recorder;
