@@ -107,6 +107,17 @@ impl<'a> TensorFile<'a> {
         &self.name
     }
 
+    /// What tells later whether the file at `path`, by which this one was opened, is still the same; None in memory.
+    ///
+    /// # Errors
+    /// [`Status::Io`].
+    pub(crate) fn stamp(&self, path: &Path) -> Result<Option<crate::sae::FileStamp>> {
+        match &self.source {
+            Source::File(file) => crate::sae::FileStamp::of(path, file).map(Some),
+            Source::Bytes(_) => Ok(None),
+        }
+    }
+
     /// The metadata string under `key`.
     #[must_use]
     pub fn metadata(&self, key: &str) -> Option<&str> {

@@ -208,7 +208,7 @@ void monitor_options(const char *tiny) {
     SITE(o.flags = 8, "flags is 0x8");
     SITE(o.layer = 15, "KRONSAE_SITE_HAS_LAYER");
     SITE((o.layer = 14, o.flags = KRONSAE_SITE_HAS_LAYER), "15");
-    SITE(o.d_model = 9, "d_model is 9");
+    SITE(o.d_model = 9, "9");
     SITE(o.n_watch = 1, "watch is null");
     SITE((o.n_watch = 2, o.watch = latents), "8");
     SITE(o.reserved = 1, "reserved is 1");

@@ -5,7 +5,7 @@ use super::lifecycle::{borrow, kronsae_monitor};
 use crate::capi::error::{boundary, kronsae_error};
 use crate::capi::status::kronsae_status;
 use crate::error::{Error, Result};
-use crate::monitor::Event;
+use crate::monitor::{Event, EventCallback, TokenText};
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -23,7 +23,8 @@ pub type kronsae_event_callback = Option<unsafe extern "C" fn(user_data: *mut c_
 /// `KRONSAE_TOKEN_TEXT_MOST`. The bytes need not be UTF-8 by themselves. `user_data` is what was given to
 /// `kronsae_monitor_set_token_text`.
 ///
-/// It runs on workers of the monitor, under the rules of `kronsae_event_callback`.
+/// It runs on the thread of the live page, and on workers that record text, under the rules of
+/// `kronsae_event_callback`; several threads may be in it at once. Never on a serving thread.
 pub type kronsae_token_text_callback =
     Option<unsafe extern "C" fn(user_data: *mut c_void, token: i32, buffer: *mut c_char, capacity: usize) -> usize>;
 
@@ -159,11 +160,9 @@ pub unsafe extern "C" fn kronsae_monitor_set_event_callback(
         let _setting = body.callbacks.setting.lock().unwrap_or_else(PoisonError::into_inner);
         body.callbacks.event.set(callback, user_data);
         let callbacks = Arc::clone(&body.callbacks);
-        body.monitor.set_event_callback(callback.map(|_| {
-            let call: Box<dyn Fn(&Event) + Send + Sync> = Box::new(move |event| callbacks.event(event));
-            call
-        }));
-        Ok(())
+        body.monitor.set_event_callback(callback.map(|_| -> EventCallback {
+            Box::new(move |event| callbacks.event(event))
+        }))
     };
     // SAFETY: as above.
     unsafe { boundary("kronsae_monitor_set_event_callback", error, body) }
@@ -193,12 +192,9 @@ pub unsafe extern "C" fn kronsae_monitor_set_token_text(
         let _setting = body.callbacks.setting.lock().unwrap_or_else(PoisonError::into_inner);
         body.callbacks.text.set(callback, user_data);
         let callbacks = Arc::clone(&body.callbacks);
-        body.monitor.set_token_text(callback.map(|_| {
-            let call: Box<dyn Fn(i32, &mut Vec<u8>) + Send + Sync> =
-                Box::new(move |token, bytes| callbacks.text(token, bytes));
-            call
-        }));
-        Ok(())
+        body.monitor.set_token_text(callback.map(|_| -> TokenText {
+            Box::new(move |token, bytes| callbacks.text(token, bytes))
+        }))
     };
     // SAFETY: as above.
     unsafe { boundary("kronsae_monitor_set_token_text", error, body) }

@@ -7,7 +7,7 @@ use crate::capi::handle::{self, Handle};
 use crate::capi::status::kronsae_status;
 use crate::capi::structs::{self, Versioned};
 use crate::error::{Error, Status};
-use crate::monitor::{Event, EventKind, EventLatent, Severity};
+use crate::monitor::{Event, EventKind, EventLatent, Severity, State};
 use std::ffi::{CString, c_char};
 use std::mem::offset_of;
 use std::time::Duration;
@@ -103,7 +103,7 @@ impl Handle for kronsae_event_batch {
 }
 
 /// An event with the memory that its C view points to.
-pub(super) struct EventRecord {
+pub(in crate::capi) struct EventRecord {
     /// Numbers set, pointers null.
     fields: kronsae_event,
     site: CString,
@@ -158,7 +158,8 @@ impl EventRecord {
 ///
 /// out: receives the batch, which may be empty, to be freed with `kronsae_event_batch_destroy`; NULL on failure.
 ///
-/// Errors: `KRONSAE_STATUS_STOPPED` if the monitor was stopped and no event is left; `KRONSAE_STATUS_FORKED`;
+/// Errors: `KRONSAE_STATUS_STOPPED` if the monitor was stopped, or a worker failed, and no event is left, so that a loop
+/// can end; `KRONSAE_STATUS_FORKED`;
 /// `KRONSAE_STATUS_INVALID_ARGUMENT`, also if most is 0.
 ///
 /// Threads: any number at once, each event going to one of them; not for serving threads.
@@ -182,6 +183,9 @@ pub unsafe extern "C" fn kronsae_monitor_poll_events(
             return Err(Error::invalid("most is 0, expected the most events to take"));
         }
         let events = body.monitor.poll_events(most, Duration::from_millis(timeout_ms.into()))?;
+        if events.is_empty() && body.monitor.snapshot().state != State::Running {
+            return Err(Error::new(Status::Stopped, "the monitor has ended and no event is left"));
+        }
         let batch = handle::create(events.iter().map(EventRecord::new).collect());
         // SAFETY: as above.
         unsafe { out.write(batch) };

@@ -7,10 +7,10 @@ use crate::capi::error::{boundary, destructor, kronsae_error};
 use crate::capi::handle::{self, Handle};
 use crate::capi::status::kronsae_status;
 use crate::capi::structs::{self, Versioned};
-use crate::error::{Error, Result};
-use crate::monitor::{Monitor, MonitorOptions, Scheduling, State};
+use crate::error::{Error, Result, Status};
+use crate::monitor::{Counters, Monitor, MonitorOptions, Scheduling, State};
 use std::mem::offset_of;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Watches which latents fire while a host serves: sites (a place in the model, and a SAE), taps that are fed there, and
@@ -29,8 +29,9 @@ pub struct kronsae_monitor {
     _opaque: [u8; 0],
 }
 
-pub(super) struct MonitorBody {
-    pub(super) monitor: Monitor,
+pub(in crate::capi) struct MonitorBody {
+    /// Recorders hold it weakly: the handle alone keeps the monitor alive.
+    pub(super) monitor: Arc<Monitor>,
     pub(super) callbacks: Arc<Callbacks>,
     pub(super) page: Mutex<Page>,
 }
@@ -58,13 +59,13 @@ pub struct kronsae_monitor_options {
     pub encoder_threads: u32,
     /// Requests of a site with state at a time; the oldest is given up for a new one, and counted. 0: 4096.
     pub requests: u32,
-    /// Events that wait for `kronsae_monitor_poll_events`; further ones are lost, and counted. 0: 4096.
+    /// Events that wait for `kronsae_monitor_poll_events`; of more, the oldest are lost, and counted. 0: 4096.
     pub events: u32,
     /// Tokens of a site that the live page can look back on. 0: 512.
     pub recent_tokens: u32,
     /// The most watched latents of a site, each of which adds series to the metrics. 0: 64.
     pub watched: u32,
-    /// Added to the workers' nice value, 1 to 19. 0: nothing.
+    /// The workers' nice value, -20 to 19; below the host's it needs privileges. 0: the host's.
     pub nice: i32,
     /// The share of one CPU's time that a worker may use, above 0 to 1. 0: 1, all of it.
     pub cpu_share: f32,
@@ -72,7 +73,7 @@ pub struct kronsae_monitor_options {
     pub least_tokens_per_second: f32,
     /// 0.
     pub reserved: u32,
-    /// Tokens after which a recent firing weighs half in the decayed rates. 0: the library's choice.
+    /// Tokens after which an observation counts half in rates and drift. 0: 10,000.
     pub half_life_tokens: f64,
     /// CPUs that workers may run on, n_cpus numbers. NULL, with n_cpus 0: those of the thread that makes the monitor.
     pub cpus: *const u32,
@@ -126,7 +127,7 @@ pub struct kronsae_monitor_status {
     pub queued: u64,
     /// Events made.
     pub events: u64,
-    /// Events for which the queue had no room, because nobody polled.
+    /// Events that were lost because polling was too slow.
     pub events_lost: u64,
     /// Bytes of queues and state.
     pub memory: u64,
@@ -212,7 +213,7 @@ pub unsafe extern "C" fn kronsae_monitor_create(
         unsafe {
             out.write(std::ptr::null_mut());
             let options = monitor_options(&structs::read_options(options)?)?;
-            let monitor = Monitor::new(options)?;
+            let monitor = Arc::new(Monitor::new(options)?);
             let (callbacks, page) = (Arc::default(), Mutex::default());
             out.write(handle::create(MonitorBody { monitor, callbacks, page }));
         }
@@ -247,9 +248,11 @@ pub unsafe extern "C" fn kronsae_monitor_get_status(
     unsafe { boundary("kronsae_monitor_get_status", error, body) }
 }
 
-/// Waits until all that was submitted before is encoded and its events are made: tokens, ends of requests and rewinds.
+/// Waits until all that was submitted before is encoded and its events are made and delivered: tokens, ends of requests
+/// and rewinds.
 ///
-/// Errors: `KRONSAE_STATUS_TIMEOUT` if it takes longer than timeout_ms; `KRONSAE_STATUS_STOPPED`;
+/// Errors: `KRONSAE_STATUS_TIMEOUT` if it takes longer than timeout_ms, and it may be waited for again;
+/// `KRONSAE_STATUS_STOPPED` if the monitor is stopped before that; `KRONSAE_STATUS_POISONED` if a worker failed;
 /// `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_INVALID_ARGUMENT`, also if called from inside a callback of a monitor, whose
 /// worker it would wait for.
 ///
@@ -272,12 +275,11 @@ pub unsafe extern "C" fn kronsae_monitor_flush(
 }
 
 /// Ends a monitor's work: taps refuse from now on, what they took in is encoded, recordings are closed, workers end.
-/// Counters, events and metrics can still be asked for. What is not encoded within timeout_ms is counted as dropped.
+/// Counters, events and metrics can still be asked for. Stopping again is no error.
 ///
-/// Stopping twice is no error.
-///
-/// Errors: `KRONSAE_STATUS_TIMEOUT` if tokens were left; the monitor is stopped all the same. `KRONSAE_STATUS_FORKED`;
-/// `KRONSAE_STATUS_INVALID_ARGUMENT`, also if called from inside a callback of a monitor.
+/// Errors: `KRONSAE_STATUS_TIMEOUT` if that takes longer than timeout_ms: taps refuse all the same, workers go on, and
+/// it may be called again. `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_INVALID_ARGUMENT`, also if called from inside a
+/// callback of a monitor.
 ///
 /// Threads: any number at once; not for serving threads.
 ///
@@ -297,13 +299,14 @@ pub unsafe extern "C" fn kronsae_monitor_stop(
     unsafe { boundary("kronsae_monitor_stop", error, body) }
 }
 
-/// Destroys a monitor, and stops it first, without draining, if `kronsae_monitor_stop` was not called. NULL is allowed.
+/// Destroys a monitor. If it was not stopped, its workers end at the next batch boundary; what is queued is lost. NULL is
+/// allowed.
 ///
 /// Legal while taps and recorders of it exist, and while other threads are in calls on those: later ones return
 /// `KRONSAE_STATUS_STOPPED`. Waits for a callback in progress; when it returns, none is called any more. From inside a
 /// callback it does nothing but log.
 ///
-/// Threads: one, when no other uses the handle itself any more.
+/// Threads: one, when no other uses the handle itself any more; not a serving thread.
 ///
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
@@ -328,13 +331,50 @@ pub unsafe extern "C" fn kronsae_monitor_destroy(monitor: *mut kronsae_monitor) 
 pub(super) unsafe fn borrow<'a>(monitor: *const kronsae_monitor) -> Result<&'a MonitorBody> {
     // SAFETY: the caller's promise.
     let body = unsafe { handle::borrow(monitor) }?;
+    check_fork(&body.monitor)?;
     Ok(body)
 }
 
+/// # Errors
+/// [`Status::Forked`] in a child of the process that made the monitor.
+pub(super) fn check_fork(monitor: &Monitor) -> Result<()> {
+    if monitor.is_forked() {
+        return Err(Error::new(
+            Status::Forked,
+            "this monitor was made before fork(), its workers do not exist here; make a new one in the child process",
+        ));
+    }
+    Ok(())
+}
+
 impl Drop for MonitorBody {
-    fn drop(&mut self) {}
+    fn drop(&mut self) {
+        if self.monitor.is_forked() {
+            // Locks may be held by threads that do not exist here. The parts know that of themselves.
+            return;
+        }
+        // The page asks the monitor, so it ends first. It and the workers may be in a callback, which is waited for.
+        self.page.get_mut().unwrap_or_else(PoisonError::into_inner).stop();
+        self.callbacks.clear();
+    }
 }
 
 fn describe(monitor: &Monitor) -> kronsae_monitor_status {
-    todo!()
+    let snapshot = monitor.snapshot();
+    let sum = |of: fn(&Counters) -> u64| snapshot.sites.iter().map(|site| of(&site.counters)).sum();
+    kronsae_monitor_status {
+        struct_size: size_of::<kronsae_monitor_status>() as u32,
+        state: snapshot.state as kronsae_monitor_state,
+        submitted: sum(|counters| counters.submitted),
+        encoded: sum(|counters| counters.encoded),
+        sampled_out: sum(|counters| counters.sampled_out),
+        dropped: sum(|counters| counters.dropped),
+        not_finite: sum(|counters| counters.not_finite),
+        queued: sum(|counters| counters.queued),
+        events: snapshot.events,
+        events_lost: snapshot.events_lost,
+        memory: snapshot.memory,
+        cpu_seconds: snapshot.cpu_seconds,
+        uptime: snapshot.uptime,
+    }
 }

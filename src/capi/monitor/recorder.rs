@@ -1,7 +1,7 @@
 //! Recordings: activations of a site into shards.
 
 use super::callbacks::refuse_inside;
-use super::lifecycle::{borrow, kronsae_monitor};
+use super::lifecycle::{borrow, check_fork, kronsae_monitor};
 use crate::capi::buffers::output;
 use crate::capi::error::{boundary, destructor, kronsae_error};
 use crate::capi::handle::{self, Handle};
@@ -9,10 +9,11 @@ use crate::capi::status::kronsae_status;
 use crate::capi::strings::{path_of, text, utf8_or_none};
 use crate::capi::structs::{self, Versioned};
 use crate::capi::views::{self, kronsae_dtype};
-use crate::error::{Error, Result};
-use crate::monitor::{Monitor, RecorderOptions, SiteId};
+use crate::error::{Error, Result, Status};
+use crate::monitor::{Monitor, RecorderOptions, SiteId, State};
 use std::ffi::c_char;
 use std::mem::offset_of;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// A recording of one site: what its taps take in is written into activation shards, from which a SAE for this very host
@@ -21,7 +22,8 @@ use std::time::Duration;
 /// Threads: const, so any number of threads may use one at once, except for `kronsae_recorder_destroy`. In a child
 /// process its calls return `KRONSAE_STATUS_FORKED`.
 ///
-/// Lifetime: stopping or destroying the monitor closes the shards. The recorder then has its last numbers still.
+/// Lifetime: stopping the monitor closes the shards; destroying it is legal and closes them, too, and later calls return
+/// `KRONSAE_STATUS_STOPPED`.
 pub struct kronsae_recorder {
     _opaque: [u8; 0],
 }
@@ -30,6 +32,9 @@ pub struct kronsae_recorder {
 pub const KRONSAE_RECORD_TOKEN_IDS: u32 = 1;
 /// Bit of a recording's flags: the tokens' text is written too, where `kronsae_monitor_set_token_text` gives it.
 pub const KRONSAE_RECORD_TEXT: u32 = 2;
+/// Bit of a recording's flags: tokens at position 0 are recorded, too. Off by default: they are attention sinks, of a
+/// hundred times the norm, and no good for training.
+pub const KRONSAE_RECORD_POSITION_0: u32 = 4;
 
 /// What is recorded. Start from `KRONSAE_RECORDER_OPTIONS_INIT`; zero means default.
 #[derive(Clone, Copy)]
@@ -41,13 +46,16 @@ pub struct kronsae_recorder_options {
     pub flags: u32,
     /// `KRONSAE_DTYPE_F32` or `KRONSAE_DTYPE_BF16`. 0: BF16.
     pub dtype: kronsae_dtype,
-    /// Seconds after which an unfinished shard is closed. 0: the library's choice.
+    /// Seconds after its first token when a shard is written at the latest, full or not. 0: 60.
     pub shard_seconds: u32,
-    /// Tokens of a shard. 0: the library's choice.
+    /// Tokens of a shard, so many of which are held in memory. 0: 4096.
     pub shard_tokens: u64,
-    /// Bytes of all shards together; what comes after is counted as left out. 0: no limit.
+    /// Recording ends before the folder's shards, those found there included, are larger. 0: 16 GiB; UINT64_MAX: no limit.
     pub most_bytes: u64,
-    /// The folder to write to, made if it is missing. Files are readable by their owner only. There is no default.
+    /// Recording ends after so many tokens. 0: no limit.
+    pub most_tokens: u64,
+    /// The folder to write to, made if it is missing; shards that are there stay. On Unix its name in bytes, elsewhere
+    /// UTF-8. Files are readable by their owner only. There is no default.
     pub folder: *const c_char,
     /// Written into the shards: which LLM, UTF-8. NULL: not said.
     pub model: *const c_char,
@@ -67,9 +75,9 @@ unsafe impl Versioned for kronsae_recorder_options {
 pub struct kronsae_recorder_status {
     /// sizeof(kronsae_recorder_status). Written by the caller.
     pub struct_size: u32,
-    /// 1 while it records. Otherwise 0.
+    /// 1 while the monitor runs. Otherwise 0: the shards are closed.
     pub recording: u32,
-    /// Tokens written.
+    /// Tokens in finished shards.
     pub written: u64,
     /// Tokens it had to leave out: the disk was full, say.
     pub failures: u64,
@@ -81,9 +89,12 @@ unsafe impl Versioned for kronsae_recorder_status {
     const FIRST_SIZE: usize = offset_of!(Self, failures) + size_of::<u64>();
 }
 
-pub(super) struct RecorderBody {
-    monitor: Monitor,
+pub(in crate::capi) struct RecorderBody {
+    /// Weak, so that a recorder does not keep a destroyed monitor's workers alive.
+    monitor: Weak<Monitor>,
     site: SiteId,
+    /// Tokens written and left out by the site's earlier recordings.
+    before: (u64, u64),
 }
 
 impl Handle for kronsae_recorder {
@@ -93,15 +104,42 @@ impl Handle for kronsae_recorder {
 }
 
 impl RecorderBody {
-    fn end(&self) -> Result<()> {
-        self.monitor.stop_recording(self.site)
+    fn monitor(&self) -> Result<Arc<Monitor>> {
+        let monitor = self.monitor.upgrade().ok_or_else(|| {
+            Error::new(Status::Stopped, "the monitor was destroyed; its shards are closed")
+        })?;
+        check_fork(&monitor)?;
+        Ok(monitor)
+    }
+
+    fn describe(&self) -> Result<kronsae_recorder_status> {
+        let snapshot = self.monitor()?.snapshot();
+        let SiteId(number) = self.site;
+        let site = snapshot.sites.get(number as usize).ok_or_else(|| {
+            Error::new(Status::Internal, format!("site {number} of a recorder is not in its monitor's snapshot"))
+        })?;
+        Ok(kronsae_recorder_status {
+            struct_size: size_of::<kronsae_recorder_status>() as u32,
+            recording: u32::from(snapshot.state == State::Running),
+            written: site.recorded.saturating_sub(self.before.0),
+            failures: site.record_failures.saturating_sub(self.before.1),
+        })
+    }
+}
+
+impl Drop for RecorderBody {
+    fn drop(&mut self) {
+        // A monitor that was stopped has closed the shards, one that was destroyed too. What the disk refused is counted.
+        if let Ok(monitor) = self.monitor() {
+            let _ = monitor.stop_recording(self.site);
+        }
     }
 }
 
 /// # Safety
 /// The struct's pointers are as the header asks, where they are not visibly otherwise.
 unsafe fn recorder_options(options: &kronsae_recorder_options) -> Result<RecorderOptions> {
-    if options.flags & !(KRONSAE_RECORD_TOKEN_IDS | KRONSAE_RECORD_TEXT) != 0 {
+    if options.flags & !(KRONSAE_RECORD_TOKEN_IDS | KRONSAE_RECORD_TEXT | KRONSAE_RECORD_POSITION_0) != 0 {
         return Err(Error::invalid(format!(
             "kronsae_recorder_options: flags is {:#x}, expected KRONSAE_RECORD_* bits",
             options.flags
@@ -111,7 +149,7 @@ unsafe fn recorder_options(options: &kronsae_recorder_options) -> Result<Recorde
     let folder = path_of(unsafe { text(options.folder, "folder") }?)?.to_owned();
     // SAFETY: as above.
     let (model, hook) = unsafe { (utf8_or_none(options.model, "model")?, utf8_or_none(options.hook, "hook")?) };
-    let mut found = RecorderOptions { folder, ..RecorderOptions::default() };
+    let mut found = RecorderOptions::new(folder);
     if options.dtype != 0 {
         found.dtype = views::dtype(options.dtype)?;
     }
@@ -122,8 +160,10 @@ unsafe fn recorder_options(options: &kronsae_recorder_options) -> Result<Recorde
         found.most_age = Duration::from_secs(options.shard_seconds.into());
     }
     if options.most_bytes != 0 {
-        found.most_bytes_total = options.most_bytes;
+        found.most_bytes_total = (options.most_bytes != u64::MAX).then_some(options.most_bytes);
     }
+    found.most_tokens_total = (options.most_tokens != 0).then_some(options.most_tokens);
+    found.keep_position_0 = options.flags & KRONSAE_RECORD_POSITION_0 != 0;
     found.token_ids = options.flags & KRONSAE_RECORD_TOKEN_IDS != 0;
     found.text = options.flags & KRONSAE_RECORD_TEXT != 0;
     found.model = model.map(str::to_owned);
@@ -157,11 +197,16 @@ pub unsafe extern "C" fn kronsae_recorder_start(
         // SAFETY: checked; the header asks for pointers that are valid where they are not null (so everywhere below).
         unsafe {
             out.write(std::ptr::null_mut());
-            let monitor = borrow(monitor)?.monitor.clone();
-            let options = recorder_options(&structs::read(options)?)?;
+            let monitor = &borrow(monitor)?.monitor;
+            let mut options = recorder_options(&structs::read(options)?)?;
+            let mut before = (0, 0);
+            if let Some(of) = monitor.snapshot().sites.get(site as usize) {
+                options.layer = of.layer;
+                before = (of.recorded, of.record_failures);
+            }
             let site = SiteId(site);
             monitor.record(site, options)?;
-            out.write(handle::create(RecorderBody { monitor, site }));
+            out.write(handle::create(RecorderBody { monitor: Arc::downgrade(monitor), site, before }));
         }
         Ok(())
     };
@@ -173,7 +218,8 @@ pub unsafe extern "C" fn kronsae_recorder_start(
 ///
 /// status: its struct_size says how much is filled; fields that this library does not know become 0.
 ///
-/// Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`; `KRONSAE_STATUS_FORKED`.
+/// Errors: `KRONSAE_STATUS_STOPPED` if the monitor was destroyed; `KRONSAE_STATUS_INVALID_ARGUMENT`;
+/// `KRONSAE_STATUS_FORKED`.
 ///
 /// Threads: any number at once; not for serving threads.
 ///

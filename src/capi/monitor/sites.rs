@@ -33,11 +33,11 @@ pub struct kronsae_site_options {
     pub layer: u32,
     /// 0.
     pub reserved: u32,
-    /// The site's name, UTF-8, unique in the monitor; it appears in events, metrics and on the live page. There is no
-    /// default.
+    /// The site's name, UTF-8, 1 to 128 characters, unique in the monitor; it appears in events, in metrics and on the live
+    /// page. There is no default.
     pub name: *const c_char,
-    /// Latents to watch, n_watch indices: the metrics carry their values, and with a model that has a threshold only
-    /// they and those of rules are computed. NULL, with n_watch 0: all latents.
+    /// Latents to watch, n_watch indices: the metrics carry them, and with a model that selects by threshold only they are
+    /// computed, exactly; rules may look at no others then. NULL, with n_watch 0: all latents are computed.
     pub watch: *const u32,
     /// Indices in watch.
     pub n_watch: usize,
@@ -74,19 +74,22 @@ unsafe fn site_options(options: &kronsae_site_options) -> Result<SiteOptions> {
         layer: has_layer.then_some(layer),
         any_layer: flags & KRONSAE_SITE_ANY_LAYER != 0,
         watch: watch.to_vec(),
-        ..SiteOptions::default()
+        labels: None,
+        d_model: options.d_model,
     })
 }
 
-/// Adds a site to a monitor. Rules in force apply to it if they name it or no site.
+/// Adds a site to a monitor. Rules in force that name no site apply to it, too.
 ///
 /// options: must not be NULL; name has no default. sae: the model, of which the monitor keeps what it needs, so that the
 /// handle may be destroyed; opened encoder-only it does. NULL: there is no model yet, tokens are only recorded. site:
 /// receives the site's number, for taps.
 ///
 /// Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if the name is taken, the model was trained at another layer, or a
-/// rule in force does not fit the model; `KRONSAE_STATUS_OUT_OF_MEMORY`, also where memory_limit is reached;
-/// `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_FORKED`.
+/// rule in force does not fit the model; `KRONSAE_STATUS_IO` if the model's file has changed since it was opened;
+/// `KRONSAE_STATUS_OUT_OF_MEMORY`, also where memory_limit is reached; `KRONSAE_STATUS_TIMEOUT` if the worker is busy for
+/// a minute (in a callback, say), and nothing was changed; `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_POISONED` if a worker
+/// failed; `KRONSAE_STATUS_FORKED`.
 ///
 /// Threads: any number at once; not for serving threads.
 ///
@@ -105,23 +108,14 @@ pub unsafe extern "C" fn kronsae_monitor_add_site(
         // SAFETY: the header asks for pointers that are valid where they are not null (so everywhere below).
         let body = unsafe { borrow(monitor) }?;
         // SAFETY: as above.
-        let raw = unsafe { structs::read(options) }?;
-        // SAFETY: as above.
-        let options = unsafe { site_options(&raw) }?;
-        let SiteId(number) = if sae.is_null() {
-            body.monitor.add_recording_site(options, raw.d_model)?
+        let options = unsafe { site_options(&structs::read(options)?) }?;
+        let sae = if sae.is_null() {
+            None
         } else {
             // SAFETY: as above.
-            let sae = unsafe { handle::borrow(sae) }?;
-            let d_model = sae.model.sae.config().d_model;
-            if raw.d_model != 0 && raw.d_model != d_model {
-                return Err(Error::invalid(format!(
-                    "kronsae_site_options: d_model is {}, the model's is {d_model}; leave it 0 where there is a model",
-                    raw.d_model
-                )));
-            }
-            body.monitor.add_site(options, Arc::clone(&sae.model.sae))?
+            Some(Arc::clone(&unsafe { handle::borrow(sae) }?.model.sae))
         };
+        let SiteId(number) = body.monitor.add_site(options, sae)?;
         // SAFETY: as above.
         unsafe { site.write(number) };
         Ok(())
@@ -135,8 +129,7 @@ pub unsafe extern "C" fn kronsae_monitor_add_site(
 /// sae: of the same d_model as the one before, and rules in force must fit it, or the old one stays in force. As in
 /// `kronsae_monitor_add_site` the handle may be destroyed afterwards.
 ///
-/// Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`; `KRONSAE_STATUS_OUT_OF_MEMORY`; `KRONSAE_STATUS_STOPPED`;
-/// `KRONSAE_STATUS_FORKED`. The old model stays in force then.
+/// Errors: as `kronsae_monitor_add_site`. The old model stays in force then.
 ///
 /// Threads: any number at once; not for serving threads.
 ///
@@ -164,8 +157,10 @@ pub unsafe extern "C" fn kronsae_monitor_replace_sae(
 /// path: on Unix the file's name in bytes, elsewhere UTF-8.
 ///
 /// Errors: `KRONSAE_STATUS_IO`; `KRONSAE_STATUS_FORMAT` if it is not TOML or not rules, with a message that says where;
-/// `KRONSAE_STATUS_INVALID_ARGUMENT` if a rule does not fit the model of a site (a latent that it does not have, a
-/// quantile without a calibration); `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_FORKED`. The old rules stay in force then.
+/// `KRONSAE_STATUS_INVALID_ARGUMENT` if a rule names a site that there is not, or does not fit the model of one (a latent
+/// that it does not have, a quantile without a calibration); `KRONSAE_STATUS_TIMEOUT`, `KRONSAE_STATUS_STOPPED`,
+/// `KRONSAE_STATUS_POISONED` and `KRONSAE_STATUS_FORKED` as in `kronsae_monitor_add_site`. The old rules stay in force
+/// then.
 ///
 /// Threads: any number at once; not for serving threads.
 ///
@@ -220,7 +215,8 @@ pub unsafe extern "C" fn kronsae_monitor_set_rules(
 /// path: on Unix the file's name in bytes, elsewhere UTF-8.
 ///
 /// Errors: `KRONSAE_STATUS_IO`; `KRONSAE_STATUS_FORMAT`, with a message that says which line;
-/// `KRONSAE_STATUS_INVALID_ARGUMENT`; `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_FORKED`. The old labels stay then.
+/// `KRONSAE_STATUS_INVALID_ARGUMENT`, also for a label of a latent that the model does not have; `KRONSAE_STATUS_FORKED`.
+/// The old labels stay then.
 ///
 /// Threads: any number at once; not for serving threads.
 ///

@@ -85,7 +85,7 @@ pub struct kronsae_tap {
     _opaque: [u8; 0],
 }
 
-pub(super) struct TapBody {
+pub(in crate::capi) struct TapBody {
     tap: Exclusive<Tap>,
 }
 
@@ -219,11 +219,12 @@ pub unsafe extern "C" fn kronsae_tap_create(
 ///
 /// activations: raw, as the LLM computes them, in any of the three dtypes. tags: one for each row, of tag_size
 /// (sizeof(kronsae_token_tag)) bytes each; tokens of a request in ascending order of position. accepted: NULL, or
-/// receives how many rows the tap took in, those that its sampling leaves out included. The others are dropped and
-/// counted: the queue has no room, so the last ones of a batch. That is no error.
+/// receives how many rows were queued. The others are counted: those that sampling leaves out, and those that are dropped
+/// because the queue has no room, the last ones of a batch. That is no error.
 ///
-/// Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if d_model is not the site's; `KRONSAE_STATUS_STOPPED` if the monitor
-/// was stopped or destroyed; `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_POISONED`. No row is taken in or counted then.
+/// Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if d_model is not the site's or the dtype is wider than the tap's;
+/// `KRONSAE_STATUS_STOPPED` if the monitor was stopped or destroyed; `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_POISONED`.
+/// No row is queued or counted then.
 ///
 /// Threads: one at a time on one tap.
 ///
