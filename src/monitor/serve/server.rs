@@ -61,9 +61,10 @@ impl Server {
         let body = move || run(&runtime, listener, stopped, Shared::new(source, guard, clients));
         let thread = {
             let _blocked = SignalsBlocked::enter();
-            std::thread::Builder::new().name("kronsae-serve".to_owned()).spawn(body).map_err(|e| {
-                Error::new(Status::OutOfMemory, format!("cannot start the server's thread: {e}"))
-            })?
+            std::thread::Builder::new()
+                .name("kronsae-serve".to_owned())
+                .spawn(body)
+                .map_err(|e| Error::new(Status::OutOfMemory, format!("cannot start the server's thread: {e}")))?
         };
         Ok(Server { address, stop: Some(stop), thread: Some(thread), process: process_id() })
     }

@@ -75,6 +75,9 @@ const STEPS: &[Step] = &[
     check("valgrind", "the same programs under valgrind", false, native::valgrind),
     tests("old-cpus", "golden vectors on emulated CPUs without AVX and without AVX-512", false, rust::old_cpus),
     tests("onnx", "what ONNX Runtime computes from exported graphs, and lints of that feature", false, rust::onnx),
+    tests("without-live", "the runtime without the live page, and its lints", false, rust::without_live),
+    tests("live-page", "the live page in a real browser", false, rust::browser),
+    tests("prometheus", "metrics, alert rules and dashboard with promtool and Prometheus", false, rust::prometheus),
     check("benches", "every benchmark runs once", false, rust::benches),
     check("fuzz-targets", "the fuzz targets still compile", false, rust::fuzz_targets),
 ];

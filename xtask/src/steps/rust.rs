@@ -83,6 +83,40 @@ pub(super) fn fuzz_targets(root: &Path) -> Result<(), String> {
     succeed(run(command))
 }
 
+/// The runtime without its default features: it compiles, and what is missing says so.
+pub(super) fn without_live(root: &Path) -> Report {
+    let bare = ["--package", "kronsae", "--no-default-features"];
+    let lints = [&["clippy"][..], &bare, &["--all-targets", "--", "-D", "warnings"]].concat();
+    if let Err(output) = succeed(run(cargo(root, &lints))) {
+        return Report { failed: 1, output, ..Report::default() };
+    }
+    Report::of_tests(run(cargo(root, &[&["test"][..], &bare, &["--lib", "monitor::"]].concat())))
+}
+
+/// The live page in a real browser.
+pub(super) fn browser(root: &Path) -> Report {
+    live(root, "browser::", &[("chromium", "chromium (Debian: apt-get install chromium)")])
+}
+
+/// What Prometheus makes of metrics and alert rules.
+pub(super) fn prometheus(root: &Path) -> Report {
+    let tool = "prometheus (Debian: apt-get install prometheus)";
+    live(root, "prometheus::", &[("promtool", tool), ("prometheus", tool)])
+}
+
+/// Tests of the live server that other tests' runs leave out, for the programs they need.
+fn live(root: &Path, module: &str, programs: &[(&str, &str)]) -> Report {
+    for (program, tool) in programs {
+        let mut version = std::process::Command::new(program);
+        version.arg("--version");
+        if run(version).is_err() {
+            return Report { skipped: 1, missing: Some((*tool).to_owned()), ..Report::default() };
+        }
+    }
+    let args = ["test", "--package", "kronsae", "--test", "live", "--", "--ignored", "--test-threads=2", module];
+    Report::of_tests(run(cargo(root, &args)))
+}
+
 fn require(root: &Path, subcommand: &str, tool: &str) -> Result<(), String> {
     if has_cargo(root, subcommand) { Ok(()) } else { Err(format!("missing tool: {tool}")) }
 }

@@ -74,6 +74,8 @@
       const before = request.shown.at(-1);
       const hole = before ? token.position - before.token.position - 1 : 0;
       const nodes = [];
+      // A line that a token begins in its middle is begun before it.
+      if (token.text?.slice(0, -1).includes("\n")) nodes.push(make("br"));
       if (hole > 0) {
         const mark = make("span", "hole", "⋯" + hole);
         mark.title = hole === 1 ? "1 token not seen" : hole + " tokens not seen";
@@ -247,7 +249,7 @@
     return null;
   };
   const grown = (site, key, from, to) => {
-    const a = site.history[from][key], b = site.history[to][key];
+    const a = from === to ? [] : site.history[from][key], b = site.history[to][key];
     return b.map((count, i) => Math.max(0, count - (a[i] ?? 0)));
   };
   // Keeps what is there, so that a reader, or a screen reader, is not interrupted each second.
@@ -280,7 +282,7 @@
     const capacity = of.taps.reduce((sum, tap) => sum + (tap.closed ? 0 : tap.capacity), 0);
     const speed = site.rate((counters) => counters.encoded, 5), dropping = site.rate((counters) => counters.dropped, 30);
     list($("tiles"), [
-      ["Encoded", number(speed) + "/s", number(c.encoded) + " in all"],
+      ["Encoded", speed == null ? "–" : number(speed) + "/s", number(c.encoded) + " in all"],
       ["Dropped", number(c.dropped), c.submitted ? percent(c.dropped / c.submitted) + " of submitted" : "", dropping > 0],
       ["Not finite", number(c.not_finite), c.not_finite ? "rows with NaN or ∞" : "", c.not_finite > 0],
       ["Queue", capacity ? percent(c.queued / capacity) : "–", `${number(c.queued)} of ${number(capacity)}`, c.queued > 0.8 * capacity && capacity > 0],
