@@ -164,9 +164,7 @@ impl<'a> Tags<'a> {
             )));
         }
         // SAFETY: the rest of the element, in the array.
-        let rest = unsafe {
-            std::slice::from_raw_parts(self.first.add(row * self.size + known), self.size - known)
-        };
+        let rest = unsafe { std::slice::from_raw_parts(self.first.add(row * self.size + known), self.size - known) };
         if rest.iter().any(|byte| *byte != 0) {
             let version = env!("CARGO_PKG_VERSION");
             return Err(Error::invalid(format!("tag {row} sets a field that version {version} does not know")));
