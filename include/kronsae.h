@@ -78,7 +78,7 @@
  * }
  *
  * int main(int argc, char **argv) {
- *     const char rules[] = "[[rule]]\nname = \"seen\"\nwhen = { latent = 3, above = 0.0 }\n";
+ *     const char rules[] = "[[rule]]\nname = \"seen\"\nwhen = { latent = 0, above = 5.0 }\n";
  *     kronsae_error *error = NULL;
  *     kronsae_sae *sae = NULL;
  *     kronsae_monitor *monitor = NULL;

@@ -240,6 +240,8 @@ pub unsafe extern "C" fn kronsae_tap_submit(
         // SAFETY: as in kronsae_tap_create.
         let body = unsafe { handle::borrow(tap.cast_const()) }?;
         body.tap.run(|tap| {
+            #[cfg(test)]
+            crate::capi::tests::planted_panic();
             if !accepted.is_null() {
                 output(accepted, "accepted")?;
             }
