@@ -290,6 +290,26 @@ fn keys_reach_every_token() {
     browser.wait("!document.querySelector('.tok.pinned')");
 }
 
+/// What is looked at holds still; what came meanwhile is there afterwards.
+#[test]
+#[ignore = "needs chromium"]
+fn pausing_holds_everything_still() {
+    let server = server_of(made_up::MadeUp::new(200.0), ServeOptions::default());
+    let mut browser = Browser::open();
+    browser.go(&server);
+    browser.wait("document.querySelectorAll('#log > li .severity').length > 5");
+    browser.run("document.querySelector('#pause').click()");
+    let shown = "document.querySelector('#requests').textContent + document.querySelector('#log').textContent";
+    let before = browser.run(shown);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(browser.run(shown), before);
+    browser.run("document.querySelector('#pause').click()");
+    browser.wait(&format!("{shown} !== {before}"));
+    let ids = browser.run("[...document.querySelectorAll('#log > li')].map(item => Number(item.dataset.id))");
+    let ids: Vec<u64> = serde_json::from_value(ids).unwrap();
+    assert!(ids.windows(2).all(|pair| pair[0] == pair[1] + 1), "{ids:?}");
+}
+
 /// A monitor without sites says what to do; one whose server goes away is said to be away, and found again.
 #[test]
 #[ignore = "needs chromium"]

@@ -18,8 +18,8 @@ use tokio::task::LocalSet;
 
 /// Bytes the kernel may hold for a client that does not read.
 const SEND_BUFFER: u32 = 64 << 10;
-/// Connections the kernel may hold until they are accepted.
-const BACKLOG: u32 = 128;
+/// Connections the kernel may hold until they are accepted: enough that a burst does not make others wait to try again.
+const BACKLOG: u32 = 1024;
 /// The thread's niceness: a page that somebody looks at must not take time from a model that is asked.
 const NICENESS: libc::c_int = 10;
 
