@@ -92,10 +92,8 @@ fn tap_of(monitor: *const kronsae_monitor, nth: u32, capacity: usize) -> *mut kr
     };
     let mut tap = null_mut();
     // SAFETY: valid pointers.
-    assert_eq!(
-        unsafe { kronsae_tap_create(monitor, 0, &raw const options, &raw mut tap, null_mut()) },
-        KRONSAE_STATUS_OK
-    );
+    let status = unsafe { kronsae_tap_create(monitor, 0, &raw const options, &raw mut tap, null_mut()) };
+    assert_eq!(status, KRONSAE_STATUS_OK);
     tap
 }
 
