@@ -54,7 +54,7 @@ fn accepted(monitor: &Monitor, site: SiteId, calls: usize) -> Result<()> {
     let rows: Vec<f32> = (0..64 * D).map(|i| (i % 977) as f32 * 1e-3).collect();
     let all = Activations::from_f32(&rows, D)?;
     let mut nanos = Vec::with_capacity(calls);
-    let mut taken = 0;
+    let mut taken = 0_usize;
     for call in 0..calls {
         // A host has other things to do between submits; this one only sees to it that the queue does not fill up.
         while tap.queued() > 768 {

@@ -62,7 +62,7 @@ fn produce(monitor: &Monitor, site: SiteId, seed: u64) -> Told {
                 }
             }
             let tags = |row: usize| TokenTag {
-                flags: if row % 5 == 0 { flags::LAST_PROMPT } else { 0 },
+                flags: if row.is_multiple_of(5) { flags::LAST_PROMPT } else { 0 },
                 ..tag(seed * 100 + call % 7, row + call as usize)
             };
             let accepted = tap.submit(Activations::from_f32(&x, D).unwrap(), tags).unwrap();

@@ -116,10 +116,10 @@ fn a_monitor_goes_while_other_threads_use_its_taps() {
                 std::thread::spawn(move || {
                     let end = Instant::now() + LONG;
                     while Instant::now() < end {
-                        if let Err(error) = submit(&mut tap, 7).and_then(|_| tap.end_request(1)) {
-                            if error.status() != Status::Full {
-                                return error.status();
-                            }
+                        if let Err(error) = submit(&mut tap, 7).and_then(|_| tap.end_request(1))
+                            && error.status() != Status::Full
+                        {
+                            return error.status();
                         }
                     }
                     Status::Timeout

@@ -4,6 +4,7 @@ use super::encode::unix_nanos;
 use super::shared::{Core, FAILED, RUNNING};
 use super::site::{SiteShared, lock, sum};
 use super::snapshot::{Counters, RuleCount, SiteSnapshot, Snapshot, State, TapSnapshot, WatchedLatent};
+use super::statistics::Statistics;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -58,9 +59,9 @@ fn of_site(core: &Core, site: &SiteShared) -> SiteSnapshot {
         rule: model.rule,
         counters,
         taps,
-        tokens: statistics.map_or(0, |statistics| statistics.tokens()),
-        l0: statistics.map_or(0.0, |statistics| statistics.l0()),
-        drift: statistics.map_or(f64::NAN, |statistics| statistics.drift()),
+        tokens: statistics.map_or(0, Statistics::tokens),
+        l0: statistics.map_or(0.0, Statistics::l0),
+        drift: statistics.map_or(f64::NAN, Statistics::drift),
         latency: site.latency.read(),
         encode: site.encode.read(),
         requests: get(&site.gauges.requests),
@@ -99,7 +100,7 @@ fn taps(site: &SiteShared, over: bool) -> (Vec<TapSnapshot>, Counters) {
 }
 
 /// The watch list first, then what rules look at, up to the configured number.
-fn watched(core: &Core, site: &SiteShared, statistics: &super::statistics::Statistics) -> Vec<WatchedLatent> {
+fn watched(core: &Core, site: &SiteShared, statistics: &Statistics) -> Vec<WatchedLatent> {
     let rules = Arc::clone(&lock(&site.rule_latents));
     let labels = lock(&site.labels).clone();
     let more = rules.iter().filter(|latent| !site.watch.contains(latent));

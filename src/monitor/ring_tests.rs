@@ -164,6 +164,106 @@ mod model {
     }
 }
 
+/// Two threads at full speed, by atomics of this crate alone, so that ThreadSanitizer sees all that orders them:
+/// `cargo xtask test --only tsan`.
+#[cfg(not(loom))]
+mod at_speed {
+    use super::*;
+    use crate::monitor::sync::Sleeper;
+    use crate::monitor::wake::Wake;
+
+    /// A reader besides, as snapshots are.
+    #[test]
+    fn rows_arrive_whole() {
+        const TOKENS: u64 = 30_000;
+        let (mut producer, mut consumer, ring) = Ring::new(7, 3, D, Dtype::F32).unwrap();
+        let wake = Arc::new(Wake::new(Sleeper::current()));
+        let to_wake = Arc::clone(&wake);
+        let watched = Arc::clone(&ring);
+        let reader = std::thread::spawn(move || {
+            while watched.released() < TOKENS {
+                let released = watched.released();
+                assert!(released <= watched.published() && watched.published() <= TOKENS);
+                std::thread::yield_now();
+            }
+        });
+        let host = std::thread::spawn(move || {
+            let (mut number, mut controls) = (0, 0_u64);
+            while number < TOKENS {
+                let dtype = if number.is_multiple_of(3) { Dtype::Bf16 } else { Dtype::F32 };
+                let bytes = row(number, dtype);
+                let x = Activations::from_bytes(&bytes, dtype, 1, D, D * dtype.size()).unwrap();
+                if producer.room(1) > 0 {
+                    producer.write(&x, 0, 1, 0, |_| tag(number));
+                    producer.publish();
+                    number += 1;
+                    if number.is_multiple_of(11) && number < TOKENS {
+                        controls += u64::from(producer.control(Control::Rewind { request: number, position: 1 }));
+                    }
+                    to_wake.after_publish();
+                } else {
+                    std::thread::yield_now();
+                }
+            }
+            controls
+        });
+        let (mut tokens, mut controls) = (0, 0);
+        while tokens < TOKENS {
+            match consumer.next(5) {
+                Next::Empty => wake.sleep(None, || !ring.is_empty()),
+                Next::Control(control) => {
+                    assert_eq!(control, Control::Rewind { request: tokens, position: 1 }, "in its place");
+                    controls += 1;
+                }
+                Next::Tokens(count) => {
+                    for at in 0..count {
+                        let (mut found, mut expected) = ([0.0; D], [0.0; D]);
+                        let dtype = consumer.slot(at).dtype;
+                        assert_eq!(consumer.slot(at).tag, tag(tokens + at as u64));
+                        consumer.view(count).widen_row(at, &mut found);
+                        crate::dtype::widen(dtype, &row(tokens + at as u64, dtype), &mut expected);
+                        assert_eq!(found, expected);
+                    }
+                    tokens += count as u64;
+                    consumer.release(count);
+                }
+            }
+        }
+        assert_eq!(host.join().unwrap(), controls);
+        reader.join().unwrap();
+        assert!(ring.is_empty());
+    }
+
+    /// What a worker counts while others read.
+    #[test]
+    fn statistics_are_read_while_they_are_written() {
+        use crate::monitor::histogram::Durations;
+        use crate::monitor::statistics::Statistics;
+        use crate::sae::{Config, Encoder, EncoderWeights, Matrix, Sae, Selection};
+        let config = Config::new(Encoder::Dense { latents: 8 }, 1, Selection::TopK(8), 1.0).unwrap();
+        let weight = Matrix::from_rows(&[1.0; 8], [8, 1], 1, Dtype::F32, "w").unwrap();
+        let bias = Aligned::zeroed(8, "b").unwrap();
+        let sae = Sae::from_parts(config, EncoderWeights { weight, bias, threshold: None }, None).unwrap();
+        // A half-life so short that weights are rescaled again and again.
+        let shared = Arc::new((Statistics::new(Arc::new(sae), None, 1.0).unwrap(), Durations::new(&[1e-6, 1e-3])));
+        let written = Arc::clone(&shared);
+        let writer = std::thread::spawn(move || {
+            for token in 0..20_000_u32 {
+                written.0.observe(&[token % 8, 7 - token % 4], &[1.0, 2.0]);
+                written.1.observe(u64::from(token), 1);
+            }
+        });
+        while shared.0.tokens() < 20_000 {
+            for of in shared.0.strongest(4) {
+                assert!((0.0..=1.0).contains(&of.rate), "{of:?}");
+            }
+            assert!(shared.1.read().counts.len() == 3 && shared.0.l0() <= 2.1);
+        }
+        writer.join().unwrap();
+        assert_eq!(shared.1.read().counts.iter().sum::<u64>(), 20_000);
+    }
+}
+
 /// Every interleaving and every reordering that the memory model allows: `cargo xtask test --only loom`.
 #[cfg(loom)]
 mod loom_model {

@@ -146,7 +146,8 @@ impl TapShared {
         // The consumer's side first: what it has taken was submitted before.
         let released = self.ring.released();
         let (encoded, not_finite) = (get(&self.consumed.encoded), get(&self.consumed.not_finite));
-        let queued = self.ring.published().saturating_sub(released);
+        // More than there is room for may have gone through between the two readings.
+        let queued = self.ring.published().saturating_sub(released).min(self.ring.capacity() as u64);
         let (left, queued) = if over { (queued, 0) } else { (0, queued) };
         Counters {
             submitted: get(&self.produced.submitted),

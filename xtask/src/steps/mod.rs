@@ -76,7 +76,12 @@ const STEPS: &[Step] = &[
     check("valgrind", "the same programs under valgrind", false, native::valgrind),
     tests("old-cpus", "golden vectors on emulated CPUs without AVX and without AVX-512", false, rust::old_cpus),
     tests("loom", "the monitor's queue and wake-up in every interleaving", false, rust::loom),
-    tests("tsan", "the monitor under ThreadSanitizer, which first finds a planted race", false, rust::tsan),
+    tests(
+        "tsan",
+        "the monitor's queue and counters under ThreadSanitizer, which first finds a planted race",
+        false,
+        rust::tsan,
+    ),
     tests("onnx", "what ONNX Runtime computes from exported graphs, and lints of that feature", false, rust::onnx),
     tests("without-live", "the runtime without the live page, and its lints", false, rust::without_live),
     tests("live-page", "the live page in a real browser", false, rust::browser),
