@@ -10,6 +10,7 @@ use kronsae::capi::monitor::lifecycle::{
     kronsae_monitor, kronsae_monitor_create, kronsae_monitor_destroy, kronsae_monitor_flush,
     kronsae_monitor_get_status, kronsae_monitor_options, kronsae_monitor_status, kronsae_monitor_stop,
 };
+use kronsae::capi::monitor::output::{KRONSAE_ADDRESS_CAPACITY, kronsae_monitor_serve, kronsae_serve_options};
 use kronsae::capi::monitor::sites::{kronsae_monitor_add_site, kronsae_site_options};
 use kronsae::capi::monitor::taps::{
     KRONSAE_SAMPLING_EVERY_NTH, kronsae_tap, kronsae_tap_create, kronsae_tap_destroy, kronsae_tap_end_request,
@@ -18,6 +19,7 @@ use kronsae::capi::monitor::taps::{
 use kronsae::capi::sae::{kronsae_sae, kronsae_sae_destroy, kronsae_sae_open};
 use kronsae::capi::status::{
     KRONSAE_STATUS_FULL, KRONSAE_STATUS_INVALID_ARGUMENT, KRONSAE_STATUS_OK, KRONSAE_STATUS_STOPPED,
+    KRONSAE_STATUS_UNSUPPORTED,
 };
 use kronsae::capi::views::{KRONSAE_DTYPE_BF16, KRONSAE_DTYPE_F32, kronsae_activations};
 use kronsae::sae::{Encoder, Selection};
@@ -175,6 +177,33 @@ fn serving_threads_allocate_nothing() {
         taps.into_iter().for_each(|tap| kronsae_tap_destroy(tap));
         kronsae_monitor_destroy(monitor);
         kronsae_sae_destroy(sae);
+    }
+}
+
+/// The function is in every build; what it says depends on the feature.
+#[test]
+fn the_page_is_served_where_the_build_has_it() {
+    let (sae, _folder) = open();
+    let monitor = monitor_of(sae);
+    // SAFETY: all bytes zero is a value of the struct.
+    let mut options: kronsae_serve_options = unsafe { std::mem::zeroed() };
+    options.struct_size = size_of::<kronsae_serve_options>() as u32;
+    options.address = c"127.0.0.1:0".as_ptr();
+    let mut bound = [0_u8; KRONSAE_ADDRESS_CAPACITY];
+    let to = bound.as_mut_ptr().cast();
+    // SAFETY: valid pointers; handles are destroyed once.
+    unsafe {
+        let first = kronsae_monitor_serve(monitor, &raw const options, to, bound.len(), null_mut());
+        let second = kronsae_monitor_serve(monitor, &raw const options, null_mut(), 0, null_mut());
+        kronsae_monitor_destroy(monitor);
+        kronsae_sae_destroy(sae);
+        if cfg!(feature = "live") {
+            assert_eq!((first, second), (KRONSAE_STATUS_OK, KRONSAE_STATUS_INVALID_ARGUMENT));
+            assert!(bound.starts_with(b"127.0.0.1:") && !bound.starts_with(b"127.0.0.1:0"));
+        } else {
+            assert_eq!((first, second), (KRONSAE_STATUS_UNSUPPORTED, KRONSAE_STATUS_UNSUPPORTED));
+            assert_eq!(bound, [0; KRONSAE_ADDRESS_CAPACITY]);
+        }
     }
 }
 
