@@ -72,6 +72,7 @@ const STEPS: &[Step] = &[
     ),
     check("c-and-cpp", "C and C++ programs against the shared and the static library", true, native::c_and_cpp),
     check("sanitizers", "the same programs under AddressSanitizer and UBSan", false, native::sanitizers),
+    check("tsan-c", "the monitor's C and C++ programs under ThreadSanitizer", false, native::thread_sanitizer),
     check("valgrind", "the same programs under valgrind", false, native::valgrind),
     tests("old-cpus", "golden vectors on emulated CPUs without AVX and without AVX-512", false, rust::old_cpus),
     tests("loom", "the monitor's queue and wake-up in every interleaving", false, rust::loom),

@@ -125,7 +125,11 @@ pub(super) fn without_live(root: &Path) -> Report {
     if let Err(output) = succeed(run(cargo(root, &lints))) {
         return Report { failed: 1, output, ..Report::default() };
     }
-    Report::of_tests(run(cargo(root, &[&["test"][..], &bare, &["--lib", "monitor::"]].concat())))
+    let mut report = Report::of_tests(run(cargo(root, &[&["test"][..], &bare, &["--lib", "monitor::"]].concat())));
+    // The C ABI has every function in every build.
+    let c_abi = &[&["test"][..], &bare, &["--test", "capi_monitor"]].concat();
+    report.add(&Report::of_tests(run(cargo(root, c_abi))));
+    report
 }
 
 /// The live page in a real browser.
