@@ -175,7 +175,7 @@
 #define KRONSAE_SAE_OPTIONS_INIT { sizeof(kronsae_sae_options), 0 }
 
 /** Starting values: struct_size set, everything else the default. */
-#define KRONSAE_ENCODER_OPTIONS_INIT { sizeof(kronsae_encoder_options), 0 }
+#define KRONSAE_ENCODER_OPTIONS_INIT { sizeof(kronsae_encoder_options), 0, 0, 0 }
 
 /** Starting values: struct_size set, everything else 0. */
 #define KRONSAE_SAE_INFO_INIT \
@@ -434,6 +434,9 @@ typedef struct kronsae_sae_info {
     size_t capacity;
 } kronsae_sae_info;
 
+/** How an encoder finds its results: one of `KRONSAE_PATH_*`. */
+typedef int32_t kronsae_path;
+
 /** How an encoder works. Start from `KRONSAE_ENCODER_OPTIONS_INIT`; zero means default. */
 typedef struct kronsae_encoder_options {
     /** sizeof(kronsae_encoder_options). */
@@ -443,6 +446,10 @@ typedef struct kronsae_encoder_options {
      * depend on it.
      */
     uint32_t threads;
+    /** `KRONSAE_PATH_*`. */
+    kronsae_path path;
+    /** 0. */
+    uint32_t reserved;
 } kronsae_encoder_options;
 
 /**
@@ -875,6 +882,25 @@ typedef struct kronsae_recorder_status {
 /** Every latent above a threshold; of more than max_latents, the strongest. */
 #define KRONSAE_SELECTION_THRESHOLD 2
 
+/**
+ * Whichever is faster, by a measured rule; or what the environment variable KRONSAE_ENCODE names, `plain` or `screened`.
+ */
+#define KRONSAE_PATH_AUTO 0
+
+/** All rows of the encoder are computed exactly. */
+#define KRONSAE_PATH_PLAIN 1
+
+/**
+ * An int8 copy of the encoder tells, with proven bounds, which rows can matter; those are computed exactly. Same results.
+ */
+#define KRONSAE_PATH_SCREENED 2
+
+/**
+ * As screened, with bounds that hold only very likely. Not exact: now and then a latent may be missing. Values that are
+ * reported are still exact.
+ */
+#define KRONSAE_PATH_FAST 3
+
 /** Workers encode what taps take in. */
 #define KRONSAE_MONITOR_STATE_RUNNING 1
 
@@ -1096,8 +1122,23 @@ kronsae_status kronsae_sae_source(const struct kronsae_sae *sae,
 void kronsae_sae_destroy(struct kronsae_sae *sae);
 
 /**
- * Makes an encoder: allocates its workspace, starts its threads. The first encoder of a model whose small batches are worth
- * it also makes an int8 copy of the weights, about a byte a weight, which all encoders of that model share.
+ * Asks the system to let this process use AMX, the matrix tiles of recent Intel CPUs, with which encoders made afterwards
+ * encode large batches several times as fast. The library never asks by itself: the permission is the whole process's,
+ * for good, and with it alternate signal stacks (sigaltstack) must be some kilobytes larger. Inference engines that use
+ * AMX have asked already.
+ *
+ * Errors: `KRONSAE_STATUS_UNSUPPORTED` if the CPU has none or the system refuses. Nothing has changed then, and
+ * everything works without.
+ *
+ * Threads: any, at any time.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_request_amx(struct kronsae_error **error);
+
+/**
+ * Makes an encoder: allocates its workspace, starts its threads. The first encoder of a model whose batches are worth it
+ * also makes an int8 copy of the weights, about two bytes a weight, which all encoders of that model share.
  *
  * options: NULL for defaults. out: receives the encoder, to be freed with `kronsae_encoder_destroy`; NULL on failure.
  *

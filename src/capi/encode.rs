@@ -9,7 +9,7 @@ use super::status::kronsae_status;
 use super::structs::{self, Versioned};
 use super::views::{kronsae_activations, kronsae_latents};
 use crate::activations::Activations;
-use crate::encode::{EncodeSummary, Encoder, EncoderOptions, LatentsMut};
+use crate::encode::{EncodePath, EncodeSummary, Encoder, EncoderOptions, LatentsMut};
 use crate::error::{Error, Result, Status};
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -49,6 +49,19 @@ impl EncoderBody {
     }
 }
 
+/// How an encoder finds its results: one of `KRONSAE_PATH_*`.
+pub type kronsae_path = i32;
+
+/// Whichever is faster, by a measured rule; or what the environment variable KRONSAE_ENCODE names, `plain` or `screened`.
+pub const KRONSAE_PATH_AUTO: kronsae_path = 0;
+/// All rows of the encoder are computed exactly.
+pub const KRONSAE_PATH_PLAIN: kronsae_path = 1;
+/// An int8 copy of the encoder tells, with proven bounds, which rows can matter; those are computed exactly. Same results.
+pub const KRONSAE_PATH_SCREENED: kronsae_path = 2;
+/// As screened, with bounds that hold only very likely. Not exact: now and then a latent may be missing. Values that are
+/// reported are still exact.
+pub const KRONSAE_PATH_FAST: kronsae_path = 3;
+
 /// How an encoder works. Start from `KRONSAE_ENCODER_OPTIONS_INIT`; zero means default.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -58,16 +71,63 @@ pub struct kronsae_encoder_options {
     /// Threads of a call, the caller's included, at most 1024; never more are used. 0: one, the caller's. Results do not
     /// depend on it.
     pub threads: u32,
+    /// `KRONSAE_PATH_*`.
+    pub path: kronsae_path,
+    /// 0.
+    pub reserved: u32,
 }
 
-// SAFETY: repr(C), two 4-byte fields, struct_size first; plain numbers.
+impl kronsae_encoder_options {
+    fn options(self) -> Result<EncoderOptions> {
+        let path = match self.path {
+            KRONSAE_PATH_AUTO => EncodePath::Auto,
+            KRONSAE_PATH_PLAIN => EncodePath::Plain,
+            KRONSAE_PATH_SCREENED => EncodePath::Screened,
+            KRONSAE_PATH_FAST => EncodePath::Fast,
+            other => {
+                return Err(Error::invalid(format!(
+                    "kronsae_encoder_options: path is {other}, expected KRONSAE_PATH_*"
+                )));
+            }
+        };
+        if self.reserved != 0 {
+            return Err(Error::invalid(format!("kronsae_encoder_options: reserved is {}, expected 0", self.reserved)));
+        }
+        Ok(EncoderOptions { threads: self.threads.max(1) as usize, path })
+    }
+}
+
+// SAFETY: repr(C), four 4-byte fields, struct_size first; plain numbers.
 unsafe impl Versioned for kronsae_encoder_options {
     const NAME: &'static str = "kronsae_encoder_options";
     const FIRST_SIZE: usize = offset_of!(Self, threads) + size_of::<u32>();
 }
 
-/// Makes an encoder: allocates its workspace, starts its threads. The first encoder of a model whose small batches are worth
-/// it also makes an int8 copy of the weights, about a byte a weight, which all encoders of that model share.
+/// Asks the system to let this process use AMX, the matrix tiles of recent Intel CPUs, with which encoders made afterwards
+/// encode large batches several times as fast. The library never asks by itself: the permission is the whole process's,
+/// for good, and with it alternate signal stacks (sigaltstack) must be some kilobytes larger. Inference engines that use
+/// AMX have asked already.
+///
+/// Errors: `KRONSAE_STATUS_UNSUPPORTED` if the CPU has none or the system refuses. Nothing has changed then, and
+/// everything works without.
+///
+/// Threads: any, at any time.
+///
+/// Since 0.1.0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kronsae_request_amx(error: *mut *mut kronsae_error) -> kronsae_status {
+    let body = || match crate::Amx::request() {
+        true => Ok(()),
+        false => {
+            Err(Error::new(Status::Unsupported, "this CPU has no AMX, or the system does not let this process use it"))
+        }
+    };
+    // SAFETY: the header asks for pointers that are valid where they are not null.
+    unsafe { boundary("kronsae_request_amx", error, body) }
+}
+
+/// Makes an encoder: allocates its workspace, starts its threads. The first encoder of a model whose batches are worth it
+/// also makes an int8 copy of the weights, about two bytes a weight, which all encoders of that model share.
 ///
 /// options: NULL for defaults. out: receives the encoder, to be freed with `kronsae_encoder_destroy`; NULL on failure.
 ///
@@ -91,8 +151,7 @@ pub unsafe extern "C" fn kronsae_encoder_create(
         unsafe {
             out.write(std::ptr::null_mut());
             let model = Arc::clone(&handle::borrow(sae)?.model);
-            let options = structs::read_options(options)?;
-            let options = EncoderOptions { threads: options.threads.max(1) as usize, ..EncoderOptions::default() };
+            let options = structs::read_options(options)?.options()?;
             let encoder = Exclusive::new("encoder", Encoder::new(Arc::clone(&model.sae), options)?);
             out.write(handle::create(EncoderBody { process: std::process::id(), model, encoder }));
         }

@@ -224,6 +224,12 @@ static void hostile_handles(scene *s, const char *tiny) {
     REFUSED(kronsae_sae_open(tiny, &options, &sae, &error), BAD, "encoder_only is 2");
     threads.threads = 1025;
     REFUSED(kronsae_encoder_create(s->sae, &threads, &encoder, &error), BAD, "1025");
+    threads.threads = 1;
+    threads.path = 4;
+    REFUSED(kronsae_encoder_create(s->sae, &threads, &encoder, &error), BAD, "path is 4");
+    threads.path = KRONSAE_PATH_SCREENED;
+    threads.reserved = 1;
+    REFUSED(kronsae_encoder_create(s->sae, &threads, &encoder, &error), BAD, "reserved is 1");
     CHECK(encoder == NULL);
     REFUSED(kronsae_encoder_create(NULL, NULL, &encoder, &error), BAD, "kronsae_sae is null");
 
