@@ -125,7 +125,7 @@ fn a_callback_taken_away_is_not_running_any_more() {
 
 #[test]
 fn rules_are_under_the_limit_of_memory() {
-    let options = MonitorOptions { requests: 1000, memory_limit: Some(8 << 20), ..Default::default() };
+    let options = MonitorOptions { requests: 1000, memory_limit: Some(16 << 20), ..Default::default() };
     let (monitor, _) = monitor(options);
     let before = monitor.memory();
     let wide = "[[rule]]\nname = 'w'\nwhen = { latent = 1, above = 0 }\nwindow = { at_least = 1, of_last = 1024 }";
@@ -321,6 +321,79 @@ fn an_encode_says_what_its_queue_took() {
     assert_eq!((done.accepted, done.encode.skipped_rows), (8, 0));
     assert_eq!((monitor.status().counters.dropped, out.counts[19] > 0), (12, true));
     drop(release);
+}
+
+#[test]
+fn a_callback_may_call_anything() {
+    let (monitor, site) = monitor(MonitorOptions::default());
+    let (says, hears) = mpsc::channel();
+    let (says, handle, folder) = (Mutex::new(says), monitor.clone(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("r");
+    monitor
+        .set_event_callback(Some(Box::new(move |event| {
+            let m = &handle;
+            assert_eq!(
+                (m.state(), m.status().state, m.snapshot().state),
+                (State::Running, State::Running, State::Running)
+            );
+            assert!(m.memory() > 0 && m.label(site, 1).is_none() && m.unbound_rules().is_empty());
+            assert!(m.recent_tokens(site, 0, 9).is_empty(), "its batch is not over");
+            assert_eq!(m.recent_events(0, 9)[0].id, event.id);
+            let mut tap = m.tap(site, TapOptions::default()).unwrap();
+            assert_eq!(submit(&mut tap, 3), 3);
+            let (mut out, x) = (kronsae::Latents::new(1, 64).unwrap(), Rng(5).vec(D));
+            tap.encode(Activations::from_f32(&x, D).unwrap(), |_| TokenTag::default(), &mut out.as_mut()).unwrap();
+            tap.rewind(1, 0).and_then(|()| tap.end_request(1)).unwrap();
+            drop(tap);
+            m.set_token_text(Some(Box::new(|_, _| {}))).and_then(|()| m.set_token_text(None)).unwrap();
+            m.set_labels(site, Labels::default()).unwrap();
+            assert!(m.poll_events(9, Duration::from_millis(1)).unwrap().is_empty(), "the callback has them");
+            assert!(!m.recording(site).unwrap().recording);
+            let refused = [
+                m.flush(LONG),
+                m.stop(LONG),
+                m.set_rules(&Rules::default()),
+                m.replace_sae(site, sae()),
+                m.add_site(named("b"), sae()).map(|_| ()),
+                m.record(site, RecorderOptions::new(path.clone())),
+                m.stop_recording(site),
+            ];
+            m.set_event_callback(None).unwrap();
+            let _ = says.lock().unwrap().send(refused.map(|refused| refused.map_err(|error| error.status())));
+        })))
+        .unwrap();
+    let mut tap = monitor.tap(site, TapOptions::default()).unwrap();
+    submit(&mut tap, 10);
+    assert_eq!(hears.recv_timeout(LONG).unwrap(), [Err(Status::InvalidArgument); 7]);
+    monitor.flush(LONG).unwrap();
+    monitor.stop(LONG).unwrap();
+    assert_eq!((monitor.status().counters.submitted, monitor.status().counters.encoded), (14, 14));
+}
+
+#[test]
+fn any_limit_of_memory_is_kept_or_refused() {
+    let mut whole = 0;
+    for limit in (0..26).map(|bits| 1_usize << bits) {
+        let out_of_memory = |error: kronsae::Error| assert_eq!(error.status(), Status::OutOfMemory, "{error}");
+        let monitor = Monitor::new(MonitorOptions { memory_limit: Some(limit), ..Default::default() });
+        let Ok(monitor) = monitor.map_err(out_of_memory) else { continue };
+        let done = monitor.add_site(named("a"), sae()).and_then(|site| {
+            Ok((monitor.set_rules(&Rules::parse(RULE).unwrap()), monitor.tap(site, TapOptions::default())))
+        });
+        assert!(monitor.memory() <= limit);
+        match done.map_err(out_of_memory) {
+            Ok((Ok(()), Ok(mut tap))) => {
+                assert_eq!(submit(&mut tap, 10), 10);
+                monitor.flush(LONG).unwrap();
+                assert!(monitor.status().events > 0);
+                whole += 1;
+            }
+            Ok((rules, tap)) => drop((rules.map_err(out_of_memory), tap.map_err(out_of_memory))),
+            Err(()) => {}
+        }
+        assert_eq!(monitor.state(), State::Running);
+    }
+    assert!(whole > 0);
 }
 
 /// Runs a part of this program as a process of its own, which must end well and soon.

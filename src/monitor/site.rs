@@ -142,7 +142,7 @@ impl TapShared {
     /// Its counters now. `over`: nobody will take what is still queued, which therefore was dropped.
     pub(crate) fn counters(&self, over: bool) -> Counters {
         let get = |counter: &AtomicU64| counter.load(Ordering::Acquire);
-        // Four numbers are read, the other two follow from them, so that the sum is exact at every moment. The consumer's
+        // Five numbers are read, the other two follow from them, so that the sum is exact at every moment. The consumer's
         // side first: what it has taken was published before.
         let mut taken = (get(&self.consumed.encoded), get(&self.consumed.not_finite));
         let mut published = self.ring.published();

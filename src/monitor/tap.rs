@@ -77,11 +77,16 @@ impl Tap {
             }
         } else {
             let nanos = core.nanos();
+            // Once full, full for this call, whatever the worker frees meanwhile: it is the newest rows that are dropped.
+            let mut room = takes;
             for row in 0..rows {
                 let tag = tags(row);
                 if !sampling.takes(&tag) {
                     sampled_out += 1;
-                } else if takes && producer.room(1) > 0 {
+                    continue;
+                }
+                room = room && producer.room(1) > 0;
+                if room {
                     producer.write(&x, row, 1, nanos, |_| tag);
                     accepted += 1;
                 } else {

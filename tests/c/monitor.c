@@ -460,6 +460,7 @@ int main(int argc, char **argv) {
     monitor_destroyed_in_use(argv[1]);
     monitor_callbacks(argv[1]);
     monitor_blocked_callback(argv[1]);
+    monitor_drained_events(argv[1], folder);
     monitor_fork(argv[1]);
     monitor_exit(argv[1]);
     CHECK(rmdir(folder) == 0);
