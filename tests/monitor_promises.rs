@@ -1,5 +1,5 @@
 //! What the monitor's documentation promises at its edges: counters exact at every moment, calls that wait for what they
-//! say, limits that hold, a disk that is full, signals while it drains.
+//! say, limits that hold.
 
 mod common;
 
@@ -7,8 +7,8 @@ use common::{Rng, random_sae};
 use kronsae::monitor::metrics::{self, MetricsForm};
 use kronsae::monitor::serve::Source;
 use kronsae::monitor::{
-    Counters, EventKind, Labels, Monitor, MonitorOptions, RecorderOptions, Rules, SiteId, SiteOptions, State, Tap,
-    TapOptions, TokenTag,
+    Counters, EventKind, Labels, Monitor, MonitorOptions, RecorderOptions, Rules, Sampling, SiteId, SiteOptions, State,
+    Tap, TapOptions, TokenTag,
 };
 use kronsae::sae::{Encoder, Selection};
 use kronsae::{Activations, Dtype, Sae, Status};
@@ -371,15 +371,34 @@ fn a_callback_may_call_anything() {
 }
 
 #[test]
+fn a_full_queue_drops_the_newest_of_a_sampled_batch() {
+    let (monitor, site) = monitor(MonitorOptions::default());
+    let options = TapOptions { capacity: 2, sampling: Sampling::EveryNth(2), ..Default::default() };
+    let (mut tap, x) = (monitor.tap(site, options).unwrap(), Rng(5).vec(12 * D));
+    // The queue is full when the second call comes to it, and the worker empties it during that call.
+    assert_eq!(submit(&mut tap, 3), 2);
+    let tags = |row: usize| {
+        if row == 8 {
+            monitor.flush(LONG).unwrap();
+        }
+        TokenTag { request: 2, position: row as i32, ..Default::default() }
+    };
+    let accepted = tap.submit(Activations::from_f32(&x, D).unwrap(), tags).unwrap();
+    monitor.stop(LONG).unwrap();
+    let positions: Vec<i32> = monitor.recent_tokens(site, 2, 9).iter().map(|token| token.tag.position).collect();
+    assert_eq!(positions, (0..accepted as i32).map(|at| 2 * at).collect::<Vec<_>>(), "the first ones");
+}
+
+#[test]
 fn any_limit_of_memory_is_kept_or_refused() {
     let mut whole = 0;
     for limit in (0..26).map(|bits| 1_usize << bits) {
         let out_of_memory = |error: kronsae::Error| assert_eq!(error.status(), Status::OutOfMemory, "{error}");
         let monitor = Monitor::new(MonitorOptions { memory_limit: Some(limit), ..Default::default() });
         let Ok(monitor) = monitor.map_err(out_of_memory) else { continue };
-        let done = monitor.add_site(named("a"), sae()).and_then(|site| {
-            Ok((monitor.set_rules(&Rules::parse(RULE).unwrap()), monitor.tap(site, TapOptions::default())))
-        });
+        let done = monitor
+            .add_site(named("a"), sae())
+            .map(|site| (monitor.set_rules(&Rules::parse(RULE).unwrap()), monitor.tap(site, TapOptions::default())));
         assert!(monitor.memory() <= limit);
         match done.map_err(out_of_memory) {
             Ok((Ok(()), Ok(mut tap))) => {
@@ -394,112 +413,4 @@ fn any_limit_of_memory_is_kept_or_refused() {
         assert_eq!(monitor.state(), State::Running);
     }
     assert!(whole > 0);
-}
-
-/// Runs a part of this program as a process of its own, which must end well and soon.
-#[cfg(target_os = "linux")]
-fn as_a_process(part: &str) {
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "part_of_another_test", "--nocapture"])
-        .env("KRONSAE_TEST_PART", part)
-        .spawn()
-        .unwrap();
-    let end = Instant::now() + LONG;
-    while Instant::now() < end {
-        if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success(), "{part}: {status}");
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    child.kill().unwrap();
-    panic!("{part} hangs");
-}
-
-/// A file-size limit stands for a disk that is full: writes fail, and SIGXFSZ would end a process that does not block it.
-#[cfg(target_os = "linux")]
-fn disk_full() {
-    let folder = tempfile::tempdir().unwrap();
-    let (monitor, site) = monitor(MonitorOptions::default());
-    let options = RecorderOptions {
-        keep_position_0: true,
-        most_tokens_per_shard: 100,
-        ..RecorderOptions::new(folder.path().join("r"))
-    };
-    monitor.record(site, options).unwrap();
-    let mut tap = monitor.tap(site, TapOptions::default()).unwrap();
-    let limit = |bytes| {
-        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
-        // SAFETY: the limit is valid for reads.
-        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
-    };
-    limit(1000);
-    for _ in 0..5 {
-        assert_eq!(submit(&mut tap, 60), 60);
-        monitor.flush(LONG).unwrap();
-    }
-    let found = monitor.recording(site).unwrap();
-    assert!(found.recording && found.written == 0 && found.failures == 200, "{found:?}");
-    assert_eq!(monitor.status().counters.encoded, 300, "encoding goes on");
-    limit(libc::RLIM_INFINITY);
-    monitor.stop(LONG).unwrap();
-    let found = monitor.recording(site).unwrap();
-    assert_eq!((found.recording, found.written, found.failures), (false, 100, 200), "what was kept is written later");
-    assert!(accounted(monitor.status().counters));
-}
-
-#[cfg(target_os = "linux")]
-static HEARD: AtomicBool = AtomicBool::new(false);
-
-#[cfg(target_os = "linux")]
-extern "C" fn hear(_: libc::c_int) {
-    HEARD.store(true, Ordering::Relaxed);
-}
-
-/// A host that stops on SIGTERM, and gets more of them while it drains.
-#[cfg(target_os = "linux")]
-fn terminated_while_draining() {
-    // SAFETY: the handler only stores to an atomic.
-    unsafe { libc::signal(libc::SIGTERM, hear as *const () as libc::sighandler_t) };
-    let (monitor, site) = monitor(MonitorOptions::default());
-    monitor.set_event_callback(Some(Box::new(|_| std::thread::sleep(Duration::from_millis(1))))).unwrap();
-    let mut tap = monitor.tap(site, TapOptions::default()).unwrap();
-    assert_eq!(submit(&mut tap, 200), 200);
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                // SAFETY: to this process, which handles it.
-                unsafe { libc::kill(libc::getpid(), libc::SIGTERM) };
-                std::thread::sleep(Duration::from_millis(3));
-            }
-        });
-        let stopped = monitor.stop(LONG);
-        over.store(true, Ordering::Relaxed);
-        stopped.unwrap();
-    });
-    let counters = monitor.status().counters;
-    assert!(HEARD.load(Ordering::Relaxed) && counters.encoded == 200 && accounted(counters), "{counters:?}");
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn part_of_another_test() {
-    match std::env::var("KRONSAE_TEST_PART").as_deref() {
-        Ok("disk_full") => disk_full(),
-        Ok("terminated") => terminated_while_draining(),
-        _ => {}
-    }
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn a_full_disk_costs_the_recording_and_nothing_else() {
-    as_a_process("disk_full");
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn signals_do_not_disturb_a_stop() {
-    as_a_process("terminated");
 }
