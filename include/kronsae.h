@@ -140,7 +140,8 @@
  *
  * Tokens. What is submitted is never held back for want of room: the newest tokens of a full queue are dropped, and counted
  * with all others. Ends of requests and rewinds have slots of their own. With tensor parallelism the residual stream after
- * the all-reduce is the same on each rank: tap one. With sequence parallelism each rank taps its rows.
+ * the all-reduce is the same on each rank: tap one. With sequence parallelism each rank taps its rows, at a
+ * site of its own: a site takes the tokens of a request in order.
  *
  * Ownership. What a _create or an _open returns is freed by the _destroy of its type, which accepts NULL. Handles keep
  * alive what they need: a kronsae_sae may be destroyed before its encoders, whose calls then return
