@@ -142,6 +142,20 @@ fn rules_are_under_the_limit_of_memory() {
 }
 
 #[test]
+fn events_of_many_latents_are_under_the_limit_of_memory() {
+    let (monitor, _) = monitor(MonitorOptions { events: 1000, ..Default::default() });
+    let any = |count: usize| {
+        let latents: Vec<String> = (0..count).map(|latent| format!("{{ latent = {latent}, above = 0 }}")).collect();
+        let text = format!("[[rule]]\nname = 'w'\nwhen = {{ any = [{}] }}", latents.join(", "));
+        monitor.set_rules(&Rules::parse(&text).unwrap()).unwrap();
+        monitor.memory()
+    };
+    // Kept for polling and for readers; the first eight latents of each are counted with the queue.
+    let (few, many) = (any(8), any(64));
+    assert!(many - few >= 2 * 1000 * 56 * 8, "{few} {many}");
+}
+
+#[test]
 fn a_latent_watched_twice_is_one_series() {
     let monitor = Monitor::new(MonitorOptions::default()).unwrap();
     monitor.add_site(SiteOptions { watch: vec![3, 5, 3, 3], ..named("a") }, sae()).unwrap();

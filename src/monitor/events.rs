@@ -1,12 +1,15 @@
 //! Events on their way to the host: bounded queue for polling, the last ones for readers, one callback.
 
-use super::event::Event;
+use super::event::{Event, EventLatent};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What a host gives to be called with each event, on the worker's thread.
 pub type EventCallback = Box<dyn Fn(&Event) + Send + Sync>;
+
+/// Latents of an event that are counted with the queues.
+const FEW_LATENTS: usize = 8;
 
 struct Queue {
     /// Not polled yet.
@@ -54,7 +57,12 @@ impl Events {
 
     /// Bytes of both queues when full, an event taken to name eight latents.
     pub(crate) fn bytes(most: usize) -> usize {
-        most.saturating_mul(2 * (size_of::<Event>() + 64))
+        most.saturating_mul(2 * (size_of::<Event>() + FEW_LATENTS * size_of::<EventLatent>()))
+    }
+
+    /// Bytes that latents of events take besides, where events have so many.
+    pub(crate) fn latents_bytes(most: usize, latents: usize) -> usize {
+        most.saturating_mul(2 * latents.saturating_sub(FEW_LATENTS) * size_of::<EventLatent>())
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {

@@ -2,7 +2,7 @@
 
 use super::encode::{Engine, Recording, Site};
 use super::event::Event;
-use super::events::{EventCallback, Ids};
+use super::events::{EventCallback, Events, Ids};
 use super::histogram::Durations;
 use super::labels::Labels;
 use super::memory::Reserved;
@@ -128,6 +128,7 @@ impl Monitor {
             .saturating_add(Requests::bytes_for(&rules, core.options.requests) - rules_bytes)
             .saturating_add(Ids::bytes());
         let memory = core.budget.reserve(bytes, &format!("site {}", options.name))?;
+        let rules_bytes = rules_bytes.saturating_add(latents_of_events(core, &rules));
         let rules_memory = core.budget.reserve(rules_bytes, &format!("the rules of site {}", options.name))?;
         let table = Arc::new(RuleTable::new(&rules, &RuleTable::default()));
         let model = Arc::new(prepared);
@@ -612,7 +613,8 @@ impl ReadyRules {
     /// [`Status::OutOfMemory`], the limit of memory included; the rules before are still counted in it.
     fn new(core: &Core, site: &str, rules: Arc<SiteRules>) -> Result<Self> {
         let most = core.options.requests;
-        let memory = core.budget.reserve(Prepared::bytes_for(&rules, most), &format!("the rules of site {site}"))?;
+        let bytes = Prepared::bytes_for(&rules, most).saturating_add(latents_of_events(core, &rules));
+        let memory = core.budget.reserve(bytes, &format!("the rules of site {site}"))?;
         let prepared = Prepared::new(Arc::clone(&rules), most)?;
         Ok(ReadyRules { rules, prepared, memory })
     }
@@ -625,6 +627,11 @@ impl ReadyRules {
         *lock(&site.shared.rule_latents) = self.rules.latents().into();
         site.table = table;
     }
+}
+
+/// Bytes of the latents of as many events as are kept, beyond those that are counted with the queue.
+fn latents_of_events(core: &Core, rules: &SiteRules) -> usize {
+    Events::latents_bytes(core.options.events, rules.most_latents())
 }
 
 /// Each number once, where it stood first: a latent watched twice would be a series twice, which a scrape refuses.
