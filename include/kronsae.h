@@ -140,7 +140,8 @@
  *
  * Tokens. What is submitted is never held back for want of room: the newest tokens of a full queue are dropped, and counted
  * with all others. Ends of requests and rewinds have slots of their own. With tensor parallelism the residual stream after
- * the all-reduce is the same on each rank: tap one. With sequence parallelism each rank taps its rows.
+ * the all-reduce is the same on each rank: tap one. With sequence parallelism each rank taps its rows, at a
+ * site of its own: a site takes the tokens of a request in order.
  *
  * Ownership. What a _create or an _open returns is freed by the _destroy of its type, which accepts NULL. Handles keep
  * alive what they need: a kronsae_sae may be destroyed before its encoders, whose calls then return
@@ -659,9 +660,12 @@ typedef struct kronsae_tap_options {
      * so any.
      */
     kronsae_dtype dtype;
-    /** Tokens the queue has room for. 0: 1024. */
+    /** Tokens the queue has room for, at most 2^24. 0: 1024. */
     size_t capacity;
-    /** Ends of requests and rewinds the queue has room for besides, in slots that tokens cannot take. 0: 1024. */
+    /**
+     * Ends of requests and rewinds the queue has room for besides, in slots that tokens cannot take, at most 2^24.
+     * 0: 1024.
+     */
     size_t controls;
 } kronsae_tap_options;
 
@@ -808,7 +812,10 @@ typedef struct kronsae_recorder_options {
 typedef struct kronsae_recorder_status {
     /** sizeof(kronsae_recorder_status). Written by the caller. */
     uint32_t struct_size;
-    /** 1 while the monitor runs. Otherwise 0: the shards are closed. */
+    /**
+     * 1 while it records. 0 once the shards are closed: the monitor has come to its end, or a limit was reached (which
+     * shows within two seconds).
+     */
     uint32_t recording;
     /** Tokens in finished shards. */
     uint64_t written;
@@ -1353,10 +1360,14 @@ kronsae_status kronsae_monitor_replace_sae(const struct kronsae_monitor *monitor
  * Reads a TOML file of rules and puts them in force at all sites that they name, in place of those before. Requests
  * in progress go on under the new rules, their windows start anew.
  *
+ * A rule may name a site that there is not yet, so that rules can be loaded before sites are added: it waits, is checked
+ * when a site of that name is added, and stands in the snapshot under `unbound_rules` until then. The log callback is
+ * told (warning), as it may as well be a mistaken name.
+ *
  * path: on Unix the file's name in bytes, elsewhere UTF-8.
  *
  * Errors: `KRONSAE_STATUS_IO`; `KRONSAE_STATUS_FORMAT` if it is not TOML or not rules, with a message that says where;
- * `KRONSAE_STATUS_INVALID_ARGUMENT` if a rule names a site that there is not, or does not fit the model of one (a latent
+ * `KRONSAE_STATUS_INVALID_ARGUMENT` if a rule does not fit the model of a site it is for (a latent
  * that it does not have, a quantile without a calibration); `KRONSAE_STATUS_TIMEOUT`, `KRONSAE_STATUS_STOPPED`,
  * `KRONSAE_STATUS_POISONED` and `KRONSAE_STATUS_FORKED` as in `kronsae_monitor_add_site`. The old rules stay in force
  * then.
@@ -1452,7 +1463,8 @@ kronsae_status kronsae_tap_submit(struct kronsae_tap *tap,
  * rules as `kronsae_tap_submit` does.
  *
  * activations, tags: as in `kronsae_tap_submit`. latents: as in `kronsae_encode`, all rows, whatever the tap samples.
- * This takes as long as encoding does. The first call allocates an encoder; later ones of no more rows allocate nothing.
+ * accepted: NULL, or receives how many rows were queued for statistics and rules; the others are counted, as in
+ * `kronsae_tap_submit`. This takes as long as encoding does. The first call allocates an encoder; later ones of no more rows allocate nothing.
  *
  * Errors: as `kronsae_tap_submit` and `kronsae_encode`; `KRONSAE_STATUS_UNSUPPORTED` at a site without a model.
  *
@@ -1465,6 +1477,7 @@ kronsae_status kronsae_tap_encode(struct kronsae_tap *tap,
                                   const struct kronsae_token_tag *tags,
                                   size_t tag_size,
                                   struct kronsae_latents *latents,
+                                  size_t *accepted,
                                   struct kronsae_error **error);
 
 /**
@@ -1516,8 +1529,8 @@ void kronsae_tap_destroy(struct kronsae_tap *tap);
  *
  * out: receives the batch, which may be empty, to be freed with `kronsae_event_batch_destroy`; NULL on failure.
  *
- * Errors: `KRONSAE_STATUS_STOPPED` if the monitor was stopped, or a worker failed, and no event is left, so that a loop
- * can end; `KRONSAE_STATUS_FORKED`;
+ * Errors: `KRONSAE_STATUS_STOPPED` once the monitor has come to its end, or a worker failed, and no event is left, so that
+ * a loop can end (while a stop drains, events still come); `KRONSAE_STATUS_FORKED`;
  * `KRONSAE_STATUS_INVALID_ARGUMENT`, also if most is 0.
  *
  * Threads: any number at once, each event going to one of them; not for serving threads.

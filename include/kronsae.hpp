@@ -416,12 +416,14 @@ public:
         return Error(error);
     }
 
-    // Encodes on this thread, for hosts that act on the result, and hands the rows to the monitor as submit does. See
+    // Encodes on this thread, for hosts that act on the result, and hands the rows to the monitor as submit does;
+    // `accepted`: how many of them it took. See
     // kronsae_tap_encode.
-    Error encode(const Activations& activations, const TokenTag* tags, Latents& latents) noexcept {
+    Error encode(const Activations& activations, const TokenTag* tags, Latents& latents,
+                 std::size_t* accepted = nullptr) noexcept {
         kronsae_latents view = latents.c_view();
         kronsae_error* error = nullptr;
-        if (kronsae_tap_encode(handle_.get(), &activations, tags, sizeof(TokenTag), &view, &error) ==
+        if (kronsae_tap_encode(handle_.get(), &activations, tags, sizeof(TokenTag), &view, accepted, &error) ==
             KRONSAE_STATUS_OK) {
             latents.skipped_rows_ = view.skipped_rows;
             latents.truncated_rows_ = view.truncated_rows;

@@ -271,6 +271,7 @@ impl Source for MadeUp {
                 events_lost: 0,
                 cpu_seconds: uptime * 0.04,
                 sites,
+                unbound_rules: Vec::new(),
             }
         })
     }

@@ -3,7 +3,7 @@
 use super::event::{Event, EventKind};
 use super::events::Ids;
 use super::memory::Reserved;
-use super::recorder::Recorder;
+use super::recorder::{Recorder, RecorderState};
 use super::requests::{Match, Requests};
 use super::ring::{Consumer, Control, Next};
 use super::shared::Core;
@@ -165,6 +165,8 @@ pub(crate) struct Site {
     pub(crate) model: Arc<Model>,
     pub(crate) engine: Engine,
     pub(crate) requests: Requests,
+    /// What the rules in force take of the monitor's memory.
+    pub(crate) rules_memory: Reserved,
     pub(crate) table: Arc<RuleTable>,
     pub(crate) ids: Ids,
     pub(crate) taps: Vec<(Consumer, Arc<TapShared>)>,
@@ -184,6 +186,8 @@ impl Site {
                 Next::Empty => return Ok(turn),
                 Next::Control(control) => {
                     self.control(core, control);
+                    // Last: who sees the queue empty sees everything that came of it.
+                    self.taps[at].0.release_control();
                     turn = Turn::Control;
                 }
                 Next::Tokens(tokens) => return self.tokens(core, at, tokens),
@@ -269,6 +273,8 @@ impl Site {
             self.recorder.as_ref().map_or((0, 0), |r| (r.recorder.written(), r.recorder.failures()));
         gauges.recorded.store(self.recorded_before.0 + written, Ordering::Relaxed);
         gauges.record_failures.store(self.recorded_before.1 + failures, Ordering::Relaxed);
+        let goes_on = |r: &Recording| matches!(r.recorder.state(), RecorderState::Recording | RecorderState::Failing);
+        gauges.recording.store(self.recorder.as_ref().is_some_and(goes_on), Ordering::Relaxed);
     }
 
     /// Closes the recorder, if one runs.

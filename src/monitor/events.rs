@@ -1,12 +1,15 @@
 //! Events on their way to the host: bounded queue for polling, the last ones for readers, one callback.
 
-use super::event::Event;
+use super::event::{Event, EventLatent};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What a host gives to be called with each event, on the worker's thread.
 pub type EventCallback = Box<dyn Fn(&Event) + Send + Sync>;
+
+/// Latents of an event that are counted with the queues.
+const FEW_LATENTS: usize = 8;
 
 struct Queue {
     /// Not polled yet.
@@ -54,7 +57,12 @@ impl Events {
 
     /// Bytes of both queues when full, an event taken to name eight latents.
     pub(crate) fn bytes(most: usize) -> usize {
-        most.saturating_mul(2 * (size_of::<Event>() + 64))
+        most.saturating_mul(2 * (size_of::<Event>() + FEW_LATENTS * size_of::<EventLatent>()))
+    }
+
+    /// Bytes that latents of events take besides, where events have so many.
+    pub(crate) fn latents_bytes(most: usize, latents: usize) -> usize {
+        most.saturating_mul(2 * latents.saturating_sub(FEW_LATENTS) * size_of::<EventLatent>())
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -94,8 +102,9 @@ impl Events {
         id
     }
 
-    /// Takes up to `most` waiting events, the oldest first; waits up to `timeout` for the first.
-    pub(crate) fn poll(&self, most: usize, timeout: Duration) -> Vec<Event> {
+    /// Takes up to `most` waiting events, the oldest first; waits up to `timeout` for the first. And whether none is
+    /// left and none will come.
+    pub(crate) fn poll(&self, most: usize, timeout: Duration) -> (Vec<Event>, bool) {
         let end = Instant::now().checked_add(timeout);
         let mut queue = self.lock();
         queue.polled = true;
@@ -110,7 +119,8 @@ impl Events {
             queue = self.came.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         let count = most.min(queue.waiting.len());
-        queue.waiting.drain(..count).collect()
+        let events = queue.waiting.drain(..count).collect();
+        (events, queue.closed && queue.waiting.is_empty())
     }
 
     /// Up to `most` of the events kept for readers whose id is above `since`, the oldest first.
@@ -118,6 +128,13 @@ impl Events {
         let queue = self.lock();
         let from = queue.last.partition_point(|event| event.id <= since);
         queue.last.range(from..).take(most).cloned().collect()
+    }
+
+    /// Of the events kept for readers whose id is above `since`, the latest `most`, in their order.
+    pub(crate) fn latest(&self, since: u64, most: usize) -> Vec<Event> {
+        let queue = self.lock();
+        let from = queue.last.partition_point(|event| event.id <= since);
+        queue.last.range(from.max(queue.last.len().saturating_sub(most))..).cloned().collect()
     }
 
     /// Events made, and those lost to slow consumers.
@@ -131,11 +148,11 @@ impl Events {
     pub(crate) fn set_callback(&self, callback: Option<EventCallback>, wait: Option<Duration>) {
         let mut queue = self.lock();
         let Some(former) = std::mem::replace(&mut queue.callback, callback.map(Arc::new)) else { return };
+        // A time too far away to be told is no end.
         let end = wait.and_then(|wait| Instant::now().checked_add(wait));
-        while let Some(end) = end
-            && Arc::strong_count(&former) > 1
-        {
-            let left = end.saturating_duration_since(Instant::now());
+        while wait.is_some() && Arc::strong_count(&former) > 1 {
+            let hour = Duration::from_secs(3600);
+            let left = end.map_or(hour, |end| end.saturating_duration_since(Instant::now()));
             if left.is_zero() {
                 break;
             }
@@ -229,13 +246,15 @@ mod tests {
             events.push(event());
         }
         assert_eq!(events.counts(), (5, 0), "nobody polls");
-        let ids: Vec<u64> = events.poll(2, Duration::ZERO).iter().map(|event| event.id).collect();
+        let ids: Vec<u64> = events.poll(2, Duration::ZERO).0.iter().map(|event| event.id).collect();
         assert_eq!(ids, [3, 4]);
         assert_eq!(events.counts(), (5, 2));
         assert_eq!(events.since(3, 9).iter().map(|event| event.id).collect::<Vec<_>>(), [4, 5]);
         assert_eq!(events.since(0, 1)[0].id, 3);
-        assert_eq!(events.poll(9, Duration::from_millis(5)).len(), 1);
-        assert!(events.poll(9, Duration::from_millis(5)).is_empty());
+        assert_eq!(events.latest(0, 2).iter().map(|event| event.id).collect::<Vec<_>>(), [4, 5]);
+        assert_eq!((events.latest(4, 9)[0].id, events.latest(5, 9).len(), events.latest(0, 0).len()), (5, 0, 0));
+        assert_eq!(events.poll(9, Duration::from_millis(5)).0.len(), 1);
+        assert_eq!(events.poll(9, Duration::from_millis(5)), (vec![], false));
     }
 
     #[test]
@@ -244,10 +263,10 @@ mod tests {
         std::thread::scope(|scope| {
             let poll = scope.spawn(|| events.poll(1, Duration::from_secs(60)));
             events.push(event());
-            assert_eq!(poll.join().unwrap().len(), 1);
+            assert_eq!(poll.join().unwrap().0.len(), 1);
             let poll = scope.spawn(|| events.poll(1, Duration::MAX));
             events.close();
-            assert!(poll.join().unwrap().is_empty());
+            assert_eq!(poll.join().unwrap(), (vec![], true));
         });
     }
 
@@ -269,7 +288,7 @@ mod tests {
             events.set_callback(None, Some(Duration::from_secs(60)));
             assert_eq!(calls.load(Ordering::Relaxed), 1, "the call was still under way");
         });
-        assert!(events.poll(1, Duration::ZERO).is_empty(), "the callback had it");
+        assert!(events.poll(1, Duration::ZERO).0.is_empty(), "the callback had it");
     }
 
     #[test]

@@ -76,8 +76,8 @@ pub use rules::{Rules, SiteRules, Tokens};
 pub use scheduling::Scheduling;
 pub use shared::TokenText;
 pub use snapshot::{
-    Counters, Histogram, LatentSnapshot, ModelId, RecentToken, RuleCount, SiteSnapshot, Snapshot, State, TapSnapshot,
-    WatchedLatent,
+    Counters, Histogram, LatentSnapshot, ModelId, MonitorStatus, RecentToken, RecordingStatus, RuleCount, SiteSnapshot,
+    Snapshot, State, TapSnapshot, UnboundRule, WatchedLatent,
 };
 pub use tag::{Sampling, TokenTag, flags};
-pub use tap::Tap;
+pub use tap::{Tap, TapEncode};

@@ -2,22 +2,24 @@
 
 use super::encode::{Engine, Recording, Site};
 use super::event::Event;
-use super::events::{EventCallback, Ids};
+use super::events::{EventCallback, Events, Ids};
 use super::histogram::Durations;
 use super::labels::Labels;
+use super::memory::Reserved;
 use super::options::{MonitorOptions, SiteOptions, TapOptions};
 use super::picture;
 use super::recent::Recent;
 use super::recorder::{Recorder, RecorderOptions};
-use super::requests::Requests;
+use super::requests::{Prepared, Requests};
 use super::ring::Ring;
 use super::rules::{Rules, SiteRules};
+use super::serve::Source;
 use super::shared::{ABANDONED, Core, DRAINING, RUNNING, STOPPED, TokenText, is_worker, refuse_on_worker};
 use super::site::{
     Gauges, Model, RuleTable, SiteShared, TapShared, Taps, check_layer, check_name, check_rules_are_watched, layer_of,
     lock,
 };
-use super::snapshot::{ModelId, RecentToken, Snapshot};
+use super::snapshot::{ModelId, MonitorStatus, RecentToken, RecordingStatus, Snapshot, State, UnboundRule};
 use super::statistics::Statistics;
 use super::tap::Tap;
 use super::worker;
@@ -104,6 +106,7 @@ impl Monitor {
         refuse_on_worker()?;
         let sae: Option<Arc<Sae>> = sae.into();
         check_name(&options.name)?;
+        let watch = distinct(&options.watch);
         let d_model = width(&options, sae.as_deref())?;
         let configuration = lock(&core.configuration);
         let number = {
@@ -114,16 +117,19 @@ impl Monitor {
             sites.len()
         };
         let layer = layer_of(&options, sae.as_deref());
-        let prepared = prepare(core, &options.name, options.layer, options.any_layer, &options.watch, sae)?;
-        let rules = compile(&configuration.rules, &options.name, &prepared, &options.watch)?;
+        let prepared = prepare(core, &options.name, options.layer, options.any_layer, &watch, sae)?;
+        let rules = Arc::new(compile(&configuration.rules, &options.name, &prepared, &watch)?);
         if let (Some(labels), Some(sae)) = (&options.labels, &prepared.sae) {
             labels.fit(sae.config().encoder.latents())?;
         }
         let kept = if prepared.sae.is_some() { core.options.recent_tokens } else { 0 };
+        let rules_bytes = Prepared::bytes_for(&rules, core.options.requests);
         let bytes = Recent::bytes(kept, prepared.capacity)
-            .saturating_add(Requests::bytes_for(&rules, core.options.requests))
+            .saturating_add(Requests::bytes_for(&rules, core.options.requests) - rules_bytes)
             .saturating_add(Ids::bytes());
         let memory = core.budget.reserve(bytes, &format!("site {}", options.name))?;
+        let rules_bytes = rules_bytes.saturating_add(latents_of_events(core, &rules));
+        let rules_memory = core.budget.reserve(rules_bytes, &format!("the rules of site {}", options.name))?;
         let table = Arc::new(RuleTable::new(&rules, &RuleTable::default()));
         let model = Arc::new(prepared);
         let shared = Arc::new(SiteShared {
@@ -133,7 +139,7 @@ impl Monitor {
             any_layer: options.any_layer,
             d_model,
             worker: number % core.workers.len(),
-            watch: options.watch.into(),
+            watch: watch.into(),
             recent: Recent::new(kept, model.capacity)?,
             model: Mutex::new(Arc::clone(&model)),
             rules: Mutex::new(Arc::clone(&table)),
@@ -145,7 +151,7 @@ impl Monitor {
             gauges: Gauges::default(),
             _memory: memory,
         });
-        let requests = Requests::new(Arc::new(rules), core.options.requests)?;
+        let requests = Requests::new(rules, core.options.requests)?;
         let threads = core.options.encoder_threads;
         let for_worker = Arc::clone(&shared);
         core.run_on(shared.worker, move |worker| {
@@ -155,6 +161,7 @@ impl Monitor {
                 model,
                 engine,
                 requests,
+                rules_memory,
                 table,
                 ids: Ids::default(),
                 taps: Vec::new(),
@@ -164,6 +171,7 @@ impl Monitor {
             });
             Ok(())
         })?;
+        lock(&core.unbound).retain(|rule| *rule.site != *shared.name);
         lock(&core.sites).push(shared);
         drop(configuration);
         Ok(SiteId(number as u32))
@@ -195,17 +203,15 @@ impl Monitor {
         }
         let model = prepare(core, &shared.name, shared.layer, shared.any_layer, &shared.watch, Some(sae))?;
         let rules = Arc::new(compile(&configuration.rules, &shared.name, &model, &shared.watch)?);
+        let rules = ReadyRules::new(core, &shared.name, rules)?;
         let model = Arc::new(model);
         let threads = core.options.encoder_threads;
         core.run_on(shared.worker, move |worker| {
             let site = worker.site(site.0)?;
             let engine = Engine::new(&model, &site.shared.watch, threads)?;
-            site.requests.set_rules(Arc::clone(&rules))?;
-            let table = Arc::new(RuleTable::new(&rules, &site.table));
             *lock(&site.shared.model) = Arc::clone(&model);
-            *lock(&site.shared.rules) = Arc::clone(&table);
-            *lock(&site.shared.rule_latents) = rules.latents().into();
-            (site.model, site.engine, site.table) = (model, engine, table);
+            (site.model, site.engine) = (model, engine);
+            rules.install(site);
             Ok(())
         })
     }
@@ -213,41 +219,46 @@ impl Monitor {
     /// Puts rules in force at all sites; none of them if any does not fit. Windows start anew. Rules that keep their name
     /// keep their counts.
     ///
+    /// A rule may name a site that there is not yet: it waits, and is checked when [`Monitor::add_site`] adds a site of
+    /// that name; [`Monitor::unbound_rules`] and snapshots show it until then.
+    ///
     /// # Errors
     /// [`Status::InvalidArgument`] or [`Status::Format`] naming what does not fit: the old rules stay in force. Others as
-    /// [`Monitor::add_site`].
+    /// [`Monitor::add_site`]; while the new rules are put in force, the limit of memory counts them and the old ones.
     pub fn set_rules(&self, rules: &Rules) -> Result<()> {
         let core = self.core();
         core.check()?;
         refuse_on_worker()?;
         let mut configuration = lock(&core.configuration);
         let sites = lock(&core.sites).clone();
-        for (named, rule) in rules.sites() {
-            if !sites.iter().any(|site| *site.name == *named) {
-                let known: Vec<&str> = sites.iter().map(|site| &*site.name).collect();
-                return Err(Error::invalid(format!(
-                    "rule `{rule}` is for site `{named}`, which there is not; there are: {}",
-                    known.join(", ")
-                )));
-            }
-        }
-        let mut compiled = Vec::new();
-        for site in &sites {
-            compiled.push(Arc::new(compile(rules, &site.name, &site.model(), &site.watch)?));
-        }
-        for (site, rules) in sites.iter().zip(compiled) {
+        let unbound: Vec<UnboundRule> = rules
+            .sites()
+            .filter(|(named, _)| !sites.iter().any(|site| *site.name == **named))
+            .map(|(named, rule)| UnboundRule { rule: Arc::clone(rule), site: named.into() })
+            .collect();
+        // All that can fail for want of sense or memory comes before the first change.
+        let ready = |rules: &Rules, site: &SiteShared| {
+            ReadyRules::new(core, &site.name, Arc::new(compile(rules, &site.name, &site.model(), &site.watch)?))
+        };
+        let all = sites.iter().map(|site| ready(rules, site)).collect::<Result<Vec<_>>>()?;
+        let put = |site: &SiteShared, rules: ReadyRules| {
             let number = site.number;
             core.run_on(site.worker, move |worker| {
-                let site = worker.site(number)?;
-                site.requests.set_rules(Arc::clone(&rules))?;
-                let table = Arc::new(RuleTable::new(&rules, &site.table));
-                *lock(&site.shared.rules) = Arc::clone(&table);
-                *lock(&site.shared.rule_latents) = rules.latents().into();
-                site.table = table;
+                rules.install(worker.site(number)?);
                 Ok(())
-            })?;
+            })
+        };
+        for (at, (site, new)) in sites.iter().zip(all).enumerate() {
+            if let Err(error) = put(site, new) {
+                // A worker that is stuck, or has ended. The others get their old rules back, as far as they take them.
+                for changed in &sites[..at] {
+                    let _ = ready(&configuration.rules, changed).and_then(|old| put(changed, old));
+                }
+                return Err(error);
+            }
         }
         configuration.rules = rules.clone();
+        *lock(&core.unbound) = unbound;
         Ok(())
     }
 
@@ -260,9 +271,7 @@ impl Monitor {
         let core = self.core();
         core.check()?;
         let site = core.site(site.0)?;
-        if options.sampling == super::Sampling::EveryNth(0) {
-            return Err(Error::invalid("sampling every 0th token; expected every n-th with n of at least 1"));
-        }
+        options.validate()?;
         let bytes = Ring::bytes(options.capacity, options.controls, site.d_model, options.dtype);
         let memory = core.budget.reserve(bytes.unwrap_or(usize::MAX), "a tap's queue")?;
         let (producer, consumer, ring) = Ring::new(options.capacity, options.controls, site.d_model, options.dtype)?;
@@ -288,6 +297,15 @@ impl Monitor {
     /// # Errors
     /// [`Status::Forked`].
     pub fn poll_events(&self, most: usize, timeout: Duration) -> Result<Vec<Event>> {
+        self.core().fork.check()?;
+        Ok(self.core().events.poll(most, timeout).0)
+    }
+
+    /// As [`Monitor::poll_events`], and whether no event is left and none will come.
+    ///
+    /// # Errors
+    /// [`Status::Forked`].
+    pub(crate) fn poll_events_or_end(&self, most: usize, timeout: Duration) -> Result<(Vec<Event>, bool)> {
         self.core().fork.check()?;
         Ok(self.core().events.poll(most, timeout))
     }
@@ -343,6 +361,59 @@ impl Monitor {
         Ok(())
     }
 
+    /// The label of a site's latent; `None` where it has none, there is no such site, and in a child process.
+    #[must_use]
+    pub fn label(&self, site: SiteId, latent: u32) -> Option<Arc<str>> {
+        if self.is_forked() {
+            return None;
+        }
+        let site = self.core().site(site.0).ok()?;
+        let labels = lock(&site.labels).clone();
+        labels?.get(latent).cloned()
+    }
+
+    /// What it is doing. In a child process: stopped.
+    #[must_use]
+    pub fn state(&self) -> State {
+        picture::state(self.core())
+    }
+
+    /// Its state, its counters and what it costs: unlike [`Monitor::snapshot`] it reads no statistics, and so takes time
+    /// for the number of taps alone. In a child process: stopped, all counters 0.
+    #[must_use]
+    pub fn status(&self) -> MonitorStatus {
+        picture::status(self.core())
+    }
+
+    /// How far a site's recordings are.
+    ///
+    /// # Errors
+    /// [`Status::InvalidArgument`] if there is no such site; [`Status::Forked`].
+    pub fn recording(&self, site: SiteId) -> Result<RecordingStatus> {
+        self.core().fork.check()?;
+        let site = self.core().site(site.0)?;
+        let gauges = &site.gauges;
+        Ok(RecordingStatus {
+            recording: gauges.recording.load(Ordering::Relaxed),
+            written: gauges.recorded.load(Ordering::Relaxed),
+            failures: gauges.record_failures.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Of the rules in force, those for sites that there are not (yet). None in a child process.
+    #[must_use]
+    pub fn unbound_rules(&self) -> Vec<UnboundRule> {
+        if self.is_forked() {
+            return Vec::new();
+        }
+        lock(&self.core().unbound).clone()
+    }
+
+    /// The layer of a site, where the host or the model file says it.
+    pub(crate) fn layer(&self, site: SiteId) -> Result<Option<u32>> {
+        Ok(self.core().site(site.0)?.layer)
+    }
+
     /// Everything there is to know now. Workers are not held up. In a child process: stopped, with no sites.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
@@ -358,7 +429,11 @@ impl Monitor {
             return Vec::new();
         }
         let Ok(site) = core.site(site.0) else { return Vec::new() };
-        let mut tokens = site.recent.read(since, most);
+        self.with_text(site.recent.read(since, most))
+    }
+
+    fn with_text(&self, mut tokens: Vec<RecentToken>) -> Vec<RecentToken> {
+        let core = self.core();
         let mut bytes = Vec::new();
         for token in &mut tokens {
             if core.text_of(token.tag.token, &mut bytes) {
@@ -394,6 +469,7 @@ impl Monitor {
                 return Err(Error::invalid(format!("site {} records already", site.shared.name)));
             }
             site.recorder = Some(Recording { recorder, text, _memory: memory });
+            site.gauges();
             Ok(())
         })
     }
@@ -496,6 +572,72 @@ impl Drop for Handle {
         // SAFETY: dropped once, here, and not used afterwards.
         unsafe { std::mem::ManuallyDrop::drop(&mut self.core) };
     }
+}
+
+/// A monitor as its live page asks it.
+impl Source for Monitor {
+    fn snapshot(&self) -> Snapshot {
+        Monitor::snapshot(self)
+    }
+
+    fn recent(&self, site: u32, since: u64, most: usize) -> Vec<RecentToken> {
+        if self.is_forked() {
+            return Vec::new();
+        }
+        let Ok(site) = self.core().site(site) else { return Vec::new() };
+        let since = since.max(site.recent.count().saturating_sub(most as u64));
+        self.with_text(site.recent.read(since, most))
+    }
+
+    fn events(&self, since: u64, most: usize) -> Vec<Event> {
+        if self.is_forked() {
+            return Vec::new();
+        }
+        self.core().events.latest(since, most)
+    }
+
+    fn label(&self, site: u32, latent: u32) -> Option<Arc<str>> {
+        Monitor::label(self, SiteId(site), latent)
+    }
+}
+
+/// Rules of a site with all their memory, to be put in force without a failure.
+struct ReadyRules {
+    rules: Arc<SiteRules>,
+    prepared: Prepared,
+    memory: Reserved,
+}
+
+impl ReadyRules {
+    /// # Errors
+    /// [`Status::OutOfMemory`], the limit of memory included; the rules before are still counted in it.
+    fn new(core: &Core, site: &str, rules: Arc<SiteRules>) -> Result<Self> {
+        let most = core.options.requests;
+        let bytes = Prepared::bytes_for(&rules, most).saturating_add(latents_of_events(core, &rules));
+        let memory = core.budget.reserve(bytes, &format!("the rules of site {site}"))?;
+        let prepared = Prepared::new(Arc::clone(&rules), most)?;
+        Ok(ReadyRules { rules, prepared, memory })
+    }
+
+    fn install(self, site: &mut Site) {
+        site.requests.install(self.prepared);
+        site.rules_memory = self.memory;
+        let table = Arc::new(RuleTable::new(&self.rules, &site.table));
+        *lock(&site.shared.rules) = Arc::clone(&table);
+        *lock(&site.shared.rule_latents) = self.rules.latents().into();
+        site.table = table;
+    }
+}
+
+/// Bytes of the latents of as many events as are kept, beyond those that are counted with the queue.
+fn latents_of_events(core: &Core, rules: &SiteRules) -> usize {
+    Events::latents_bytes(core.options.events, rules.most_latents())
+}
+
+/// Each number once, where it stood first: a latent watched twice would be a series twice, which a scrape refuses.
+fn distinct(watch: &[u32]) -> Vec<u32> {
+    let mut seen = std::collections::HashSet::new();
+    watch.iter().copied().filter(|latent| seen.insert(*latent)).collect()
 }
 
 /// d_model of a new site.

@@ -99,14 +99,32 @@ pub struct SiteOptions {
 /// A queue into a site, for one producing thread.
 #[derive(Debug, Clone, Copy)]
 pub struct TapOptions {
-    /// Tokens the queue has room for.
+    /// Tokens the queue has room for, 1 to 2^24.
     pub capacity: usize,
-    /// Control records (ends of requests, rewinds) the queue has room for besides; tokens cannot take these slots.
+    /// Control records (ends of requests, rewinds) the queue has room for besides, 1 to 2^24; tokens cannot take
+    /// these slots.
     pub controls: usize,
     /// Which of the tokens submitted are encoded.
     pub sampling: Sampling,
     /// The widest elements that will be submitted, which the queue's memory is laid out for: F32 takes every dtype.
     pub dtype: Dtype,
+}
+
+impl TapOptions {
+    /// # Errors
+    /// [`crate::Status::InvalidArgument`] for a queue or sampling that makes no sense.
+    pub(crate) fn validate(&self) -> Result<()> {
+        const MOST: usize = 1 << 24;
+        for (what, found) in [("capacity", self.capacity), ("controls", self.controls)] {
+            if !(1..=MOST).contains(&found) {
+                return Err(Error::invalid(format!("a tap's {what} = {found}, expected 1 to {MOST}")));
+            }
+        }
+        if self.sampling == Sampling::EveryNth(0) {
+            return Err(Error::invalid("sampling every 0th token; expected every n-th with n of at least 1"));
+        }
+        Ok(())
+    }
 }
 
 impl Default for TapOptions {

@@ -3,7 +3,7 @@
 use super::encode::unix_nanos;
 use super::shared::{Core, FAILED, RUNNING};
 use super::site::{SiteShared, lock, sum};
-use super::snapshot::{Counters, RuleCount, SiteSnapshot, Snapshot, State, TapSnapshot, WatchedLatent};
+use super::snapshot::{Counters, MonitorStatus, RuleCount, SiteSnapshot, Snapshot, State, TapSnapshot, WatchedLatent};
 use super::statistics::Statistics;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,24 +24,62 @@ pub(crate) fn of(core: &Core) -> Snapshot {
         events_lost: 0,
         cpu_seconds: 0.0,
         sites: Vec::new(),
+        unbound_rules: Vec::new(),
     };
     if core.fork.is_forked() {
         // Nothing is locked here: its holder may not exist in this process.
         snapshot.failure = Some("the monitor was made before fork(), in the parent process".to_owned());
         return snapshot;
     }
-    snapshot.state = match core.state() {
-        RUNNING => State::Running,
-        FAILED => State::Failed,
-        _ => State::Stopped,
-    };
+    snapshot.state = state(core);
     snapshot.failure = core.failure();
     (snapshot.events, snapshot.events_lost) = core.events.counts();
-    let cpu = core.workers.iter().map(|worker| worker.cpu_nanos.load(Ordering::Relaxed));
-    snapshot.cpu_seconds = cpu.sum::<u64>() as f64 / 1e9;
+    snapshot.cpu_seconds = cpu_seconds(core);
+    snapshot.unbound_rules.clone_from(&lock(&core.unbound));
     let sites = lock(&core.sites).clone();
     snapshot.sites = sites.iter().map(|site| of_site(core, site)).collect();
     snapshot
+}
+
+pub(crate) fn state(core: &Core) -> State {
+    if core.fork.is_forked() {
+        return State::Stopped;
+    }
+    match core.state() {
+        RUNNING => State::Running,
+        FAILED => State::Failed,
+        _ => State::Stopped,
+    }
+}
+
+fn cpu_seconds(core: &Core) -> f64 {
+    let cpu = core.workers.iter().map(|worker| worker.cpu_nanos.load(Ordering::Relaxed));
+    cpu.sum::<u64>() as f64 / 1e9
+}
+
+/// What of a monitor is known without looking at its statistics.
+pub(crate) fn status(core: &Core) -> MonitorStatus {
+    let mut status = MonitorStatus {
+        state: state(core),
+        counters: Counters::default(),
+        events: 0,
+        events_lost: 0,
+        memory: core.budget.used() as u64,
+        cpu_seconds: 0.0,
+        uptime: core.start.elapsed().as_secs_f64(),
+    };
+    if core.fork.is_forked() {
+        return status;
+    }
+    (status.events, status.events_lost) = core.events.counts();
+    status.cpu_seconds = cpu_seconds(core);
+    for site in &*lock(&core.sites) {
+        let over = core.workers[site.worker].ended.load(Ordering::Acquire);
+        let taps = lock(&site.taps);
+        status.counters =
+            taps.live.iter().fold(sum(status.counters, taps.gone), |all, tap| sum(all, tap.counters(over)));
+    }
+    status
 }
 
 fn of_site(core: &Core, site: &SiteShared) -> SiteSnapshot {

@@ -60,13 +60,18 @@ impl Recent {
         Adding { kept: self.lock(), of: self }
     }
 
+    /// Tokens ever kept: the sequence number of the last one.
+    pub(crate) fn count(&self) -> u64 {
+        self.lock().count
+    }
+
     /// Up to `most` tokens with a sequence number above `since`: the oldest of those still kept first.
     pub(crate) fn read(&self, since: u64, most: usize) -> Vec<RecentToken> {
         let mut out = Vec::new();
         if self.capacity == 0 {
             return out;
         }
-        let mut next = since + 1;
+        let mut next = since.saturating_add(1);
         while out.len() < most {
             // Locked token by token: a reader of many never holds the worker up.
             let kept = self.lock();
@@ -126,7 +131,8 @@ mod tests {
         assert_eq!((&*read[1].indices, &*read[2].indices), (&[][..], &[5][..]));
         assert_eq!(recent.read(4, 9).len(), 1);
         assert_eq!(recent.read(3, 1)[0].sequence, 4);
-        assert!(recent.read(5, 9).is_empty());
+        assert!(recent.read(5, 9).is_empty() && recent.read(u64::MAX, 9).is_empty());
+        assert_eq!(recent.count(), 5);
         let none = Recent::new(0, 2).unwrap();
         none.add().token(&TokenTag::default(), &[1], &[1.0]);
         assert!(none.read(0, 9).is_empty());

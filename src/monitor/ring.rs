@@ -288,6 +288,8 @@ impl Producer {
 
     /// Queues a control record behind all tokens written so far; false if its slots are full.
     pub(crate) fn control(&mut self, control: Control) -> bool {
+        // Tokens that were written and not published (a host's closure panicked between the two) would hold it up for ever.
+        self.publish();
         let ring = &*self.ring;
         let capacity = ring.controls.len() as u64;
         if self.control_tail - ring.control_head.0.load(Ordering::Acquire) >= capacity {
@@ -308,7 +310,7 @@ impl Producer {
 pub(crate) enum Next {
     /// So many tokens of one dtype, in neighbouring slots; see [`Consumer::view`].
     Tokens(usize),
-    /// A control record; already taken.
+    /// A control record; see [`Consumer::release_control`].
     Control(Control),
     /// Nothing at the moment.
     Empty,
@@ -339,8 +341,6 @@ impl Consumer {
             // SAFETY: published (acquired above) and not yet released, so nobody writes it.
             let slot = ring.controls[at].with(|slot| unsafe { *slot });
             if slot.before <= self.head {
-                self.control_head += 1;
-                ring.control_head.0.store(self.control_head, Ordering::Release);
                 return Next::Control(slot.control);
             }
             // Tokens up to the control, some of which may not be published yet.
@@ -372,6 +372,13 @@ impl Consumer {
         // writes them while the view lives; they are neighbours, `stride` bytes apart, inside the memory.
         let view = unsafe { Activations::from_raw(ring.row(start), dtype, count, ring.d_model, ring.stride) };
         view.expect("the ring's extents were checked when it was made")
+    }
+
+    /// Gives the slot of the control record that [`Consumer::next`] gave back: once what it asks for was done, so that
+    /// whoever sees its slot free sees that, too.
+    pub(crate) fn release_control(&mut self) {
+        self.control_head += 1;
+        self.ring.control_head.0.store(self.control_head, Ordering::Release);
     }
 
     /// Gives the first `count` tokens' slots back.

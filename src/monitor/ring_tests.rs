@@ -102,6 +102,8 @@ mod model {
                         Next::Control(control) => {
                             let Control::End { request } = control else { panic!("never pushed") };
                             prop_assert_eq!(model.pop_front(), Some(Item::Control(request)));
+                            prop_assert!(!ring.is_empty(), "it waits until it is released");
+                            consumer.release_control();
                         }
                         Next::Tokens(count) => {
                             prop_assert!(count >= 1 && count <= most);
@@ -214,6 +216,7 @@ mod at_speed {
                 Next::Control(control) => {
                     assert_eq!(control, Control::Rewind { request: tokens, position: 1 }, "in its place");
                     controls += 1;
+                    consumer.release_control();
                 }
                 Next::Tokens(count) => {
                     for at in 0..count {
@@ -286,7 +289,10 @@ mod loom_model {
     fn take(consumer: &mut Consumer) -> Option<Result<u64, u64>> {
         match consumer.next(1) {
             Next::Empty => None,
-            Next::Control(Control::End { request }) => Some(Err(request)),
+            Next::Control(Control::End { request }) => {
+                consumer.release_control();
+                Some(Err(request))
+            }
             Next::Control(Control::Rewind { .. }) => panic!("never pushed"),
             Next::Tokens(_) => {
                 let number = consumer.slot(0).tag.request;

@@ -6,6 +6,7 @@ use super::memory::{Budget, Reserved};
 use super::options::MonitorOptions;
 use super::rules::Rules;
 use super::site::{SiteShared, lock};
+use super::snapshot::UnboundRule;
 use super::wake::Wake;
 use super::worker::Worker;
 use crate::error::{Error, Result, Status};
@@ -105,6 +106,8 @@ pub(crate) struct Core {
     text: Mutex<Option<Arc<TokenText>>>,
     pub(crate) sites: Mutex<Vec<Arc<SiteShared>>>,
     pub(crate) configuration: Mutex<Configuration>,
+    /// Of the rules in force, those for sites that there are not. Changed under the lock of `configuration`.
+    pub(crate) unbound: Mutex<Vec<UnboundRule>>,
     pub(crate) workers: Box<[WorkerShared]>,
     pub(crate) taps: AtomicU32,
     /// Workers that have not ended.
@@ -152,6 +155,7 @@ impl Core {
             text: Mutex::new(None),
             sites: Mutex::new(Vec::new()),
             configuration: Mutex::new(Configuration { rules: Rules::default() }),
+            unbound: Mutex::new(Vec::new()),
             workers: (0..options.workers).map(|_| WorkerShared::new()).collect(),
             taps: AtomicU32::new(0),
             alive: Mutex::new(options.workers),

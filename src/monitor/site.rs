@@ -95,7 +95,6 @@ impl RuleTable {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Produced {
-    pub(crate) submitted: AtomicU64,
     pub(crate) sampled_out: AtomicU64,
     pub(crate) dropped: AtomicU64,
 }
@@ -143,20 +142,25 @@ impl TapShared {
     /// Its counters now. `over`: nobody will take what is still queued, which therefore was dropped.
     pub(crate) fn counters(&self, over: bool) -> Counters {
         let get = |counter: &AtomicU64| counter.load(Ordering::Acquire);
-        // The consumer's side first: what it has taken was submitted before.
-        let released = self.ring.released();
-        let (encoded, not_finite) = (get(&self.consumed.encoded), get(&self.consumed.not_finite));
-        // More than there is room for may have gone through between the two readings.
-        let queued = self.ring.published().saturating_sub(released).min(self.ring.capacity() as u64);
-        let (left, queued) = if over { (queued, 0) } else { (0, queued) };
-        Counters {
-            submitted: get(&self.produced.submitted),
-            encoded,
-            sampled_out: get(&self.produced.sampled_out),
-            dropped: get(&self.produced.dropped) + left,
-            not_finite,
-            queued,
+        // Five numbers are read, the other two follow from them, so that the sum is exact at every moment. The consumer's
+        // side first: what it has taken was published before.
+        let mut taken = (get(&self.consumed.encoded), get(&self.consumed.not_finite));
+        let mut published = self.ring.published();
+        for _ in 0..16 {
+            let now = (get(&self.consumed.encoded), get(&self.consumed.not_finite));
+            if now == taken {
+                break;
+            }
+            // More than there is room for may have gone through between the readings: read again.
+            taken = now;
+            published = self.ring.published();
         }
+        let (encoded, not_finite) = taken;
+        let (sampled_out, dropped) = (get(&self.produced.sampled_out), get(&self.produced.dropped));
+        let queued = published - (encoded + not_finite);
+        let (left, queued) = if over { (queued, 0) } else { (0, queued) };
+        let submitted = published + sampled_out + dropped;
+        Counters { submitted, encoded, sampled_out, dropped: dropped + left, not_finite, queued }
     }
 }
 
@@ -187,6 +191,7 @@ pub(crate) struct Gauges {
     pub(crate) evicted: AtomicU64,
     pub(crate) recorded: AtomicU64,
     pub(crate) record_failures: AtomicU64,
+    pub(crate) recording: AtomicBool,
 }
 
 /// A site as host threads and readers see it.

@@ -159,6 +159,45 @@ pub struct SiteSnapshot {
     pub record_failures: u64,
 }
 
+/// A rule in force for a site that there is not yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnboundRule {
+    /// The rule's name.
+    pub rule: Arc<str>,
+    /// The name of the site it waits for.
+    pub site: Box<str>,
+}
+
+/// The few numbers that cost next to nothing to ask for: as in [`Snapshot`], all sites together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MonitorStatus {
+    /// What it is doing.
+    pub state: State,
+    /// Tokens of all taps.
+    pub counters: Counters,
+    /// Events made.
+    pub events: u64,
+    /// Events that consumers were too slow for.
+    pub events_lost: u64,
+    /// Bytes of queues and state.
+    pub memory: u64,
+    /// CPU time of its workers, in seconds.
+    pub cpu_seconds: f64,
+    /// Seconds since it was made.
+    pub uptime: f64,
+}
+
+/// A site's recordings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordingStatus {
+    /// Whether one is under way: started, and neither stopped nor at a limit.
+    pub recording: bool,
+    /// Tokens in finished shards, of all the site's recordings.
+    pub written: u64,
+    /// Tokens they had to leave out because the disk refused.
+    pub failures: u64,
+}
+
 /// One monitor.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Snapshot {
@@ -182,4 +221,6 @@ pub struct Snapshot {
     pub cpu_seconds: f64,
     /// Its sites.
     pub sites: Vec<SiteSnapshot>,
+    /// Rules in force that name a site that there is not: they wait for it, or its name is mistaken.
+    pub unbound_rules: Vec<UnboundRule>,
 }

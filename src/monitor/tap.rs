@@ -11,6 +11,16 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// What [`Tap::encode`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TapEncode {
+    /// What the encode on the calling thread left out.
+    pub encode: EncodeSummary,
+    /// Rows that were queued for statistics and rules besides. The others were sampled out or, where the queue had no
+    /// room, dropped: both are counted.
+    pub accepted: usize,
+}
+
 /// A queue into a site, for one producing thread at a time.
 ///
 /// [`Tap::submit`] never waits: it takes no lock, makes no system call but to wake a sleeping worker, allocates nothing
@@ -67,11 +77,16 @@ impl Tap {
             }
         } else {
             let nanos = core.nanos();
+            // Once full, full for this call, whatever the worker frees meanwhile: it is the newest rows that are dropped.
+            let mut room = takes;
             for row in 0..rows {
                 let tag = tags(row);
                 if !sampling.takes(&tag) {
                     sampled_out += 1;
-                } else if takes && producer.room(1) > 0 {
+                    continue;
+                }
+                room = room && producer.room(1) > 0;
+                if room {
                     producer.write(&x, row, 1, nanos, |_| tag);
                     accepted += 1;
                 } else {
@@ -79,10 +94,11 @@ impl Tap {
                 }
             }
         }
-        count(&shared.produced.submitted, rows);
+        // How many were submitted is the sum of these and of what was published.
         count(&shared.produced.sampled_out, sampled_out);
         count(&shared.produced.dropped, dropped);
         if accepted > 0 {
+            // Also what a call left behind whose `tags` panicked.
             producer.publish();
             if let Some(wake) = core.workers[site.worker].wake.get() {
                 wake.after_publish();
@@ -94,7 +110,7 @@ impl Tap {
     /// Encodes on the calling thread, with an encoder of this tap's own, and submits the same tokens besides, for
     /// statistics and rules. For hosts that act on the result at once. The first call, and the first after a model was
     /// replaced, makes the encoder; both are no calls for a hot path. Latents are those of a full encode, whatever the
-    /// site watches.
+    /// site watches, of all rows; [`TapEncode::accepted`] says how many of them statistics and rules will see.
     ///
     /// # Errors
     /// As [`Tap::submit`] and [`Encoder::encode`]; [`Status::Unsupported`] at a site without a model.
@@ -103,7 +119,7 @@ impl Tap {
         x: Activations<'_>,
         tags: impl Fn(usize) -> TokenTag,
         out: &mut LatentsMut<'_>,
-    ) -> Result<EncodeSummary> {
+    ) -> Result<TapEncode> {
         let parts = &mut *self.parts;
         parts.core.fork.check()?;
         if !matches!(parts.core.state(), RUNNING | FAILED) {
@@ -121,9 +137,9 @@ impl Tap {
             Some(encoder) if Arc::ptr_eq(encoder.sae(), sae) => encoder,
             stale => stale.insert(Box::new(Encoder::new(Arc::clone(sae), EncoderOptions::default())?)),
         };
-        let summary = encoder.encode(x, out)?;
-        self.submit(x, tags)?;
-        Ok(summary)
+        let encode = encoder.encode(x, out)?;
+        let accepted = self.submit(x, tags)?;
+        Ok(TapEncode { encode, accepted })
     }
 
     /// Says that a request is over, in order with its tokens: its state is given up.

@@ -64,9 +64,9 @@ pub(crate) fn start(core: &Arc<Core>, number: usize) -> Result<JoinHandle<()>> {
 }
 
 fn live(core: &Arc<Core>, number: usize) {
+    let mut worker = Worker { core: Arc::clone(core), number, sites: Vec::new() };
     let lived = catch_unwind(AssertUnwindSafe(|| {
         let _env = FloatEnv::enter();
-        let mut worker = Worker { core: Arc::clone(core), number, sites: Vec::new() };
         worker.work()
     }));
     match lived {
@@ -74,6 +74,13 @@ fn live(core: &Arc<Core>, number: usize) {
         Ok(Err(error)) => core.fail(format!("worker {number}: {error}")),
         Err(panic) => core.fail(format!("worker {number} panicked: {}", message(&*panic))),
     }
+    // Whatever ended it, what was recorded is written, and counted.
+    let closed = catch_unwind(AssertUnwindSafe(|| worker.close_recorders()));
+    if let Err(panic) = closed {
+        core.fail(format!("worker {number} panicked: {}", message(&*panic)));
+    }
+    // The models and the host's labels go here, with the last of what may panic.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(worker)));
 }
 
 fn message(panic: &(dyn std::any::Any + Send)) -> &str {
@@ -123,14 +130,14 @@ impl Worker {
             });
             lingered = false;
         }
-        // All are closed, and the first failure is told.
-        let mut closed = Ok(());
-        for site in &mut self.sites {
-            closed = closed.and(site.close_recorder());
-        }
-        // What could not be written was counted; it is no reason to call the whole monitor failed.
-        drop(closed);
         Ok(())
+    }
+
+    fn close_recorders(&mut self) {
+        for site in &mut self.sites {
+            // What could not be written was counted; it is no reason to call the whole monitor failed.
+            let _ = site.close_recorder();
+        }
     }
 
     /// One turn of each tap; whether any had something.

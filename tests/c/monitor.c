@@ -301,6 +301,7 @@ static void encode(const char *tiny) {
     world w;
     float x[2 * D];
     uint32_t counts[2] = {9, 9}, indices[2 * 3];
+    size_t accepted = 9;
     float values[2 * 3];
     kronsae_token_tag tags[2];
     kronsae_activations in;
@@ -320,14 +321,14 @@ static void encode(const char *tiny) {
     out.values = values;
     make_world(&w, tiny, NULL, NULL);
     set_rules(w.monitor, rule_text);
-    CHECK(kronsae_tap_encode(w.tap, &in, tags, sizeof tags[0], &out, NULL) == KRONSAE_STATUS_OK);
+    CHECK(kronsae_tap_encode(w.tap, &in, tags, sizeof tags[0], &out, &accepted, NULL) == KRONSAE_STATUS_OK);
     CHECK(counts[0] == 3 && indices[0] == 0 && values[0] == 6.0f && indices[1] == 5 && counts[1] == 0);
-    CHECK(out.skipped_rows == 0 && out.truncated_rows == 0);
+    CHECK(out.skipped_rows == 0 && out.truncated_rows == 0 && accepted == 2);
     CHECK(next_event(w.monitor, &event, &batch) && event.request == 3 && event.position == 0);
     kronsae_event_batch_destroy(batch);
-    REFUSED(kronsae_tap_encode(w.tap, &in, NULL, sizeof tags[0], &out, &error), KRONSAE_STATUS_INVALID_ARGUMENT, "tags");
+    REFUSED(kronsae_tap_encode(w.tap, &in, NULL, sizeof tags[0], &out, NULL, &error), KRONSAE_STATUS_INVALID_ARGUMENT, "tags");
     CHECK(kronsae_monitor_stop(w.monitor, WAIT, NULL) == KRONSAE_STATUS_OK);
-    REFUSED(kronsae_tap_encode(w.tap, &in, tags, sizeof tags[0], &out, &error), KRONSAE_STATUS_STOPPED, "");
+    REFUSED(kronsae_tap_encode(w.tap, &in, tags, sizeof tags[0], &out, NULL, &error), KRONSAE_STATUS_STOPPED, "");
     end_world(&w);
 }
 
@@ -459,6 +460,7 @@ int main(int argc, char **argv) {
     monitor_destroyed_in_use(argv[1]);
     monitor_callbacks(argv[1]);
     monitor_blocked_callback(argv[1]);
+    monitor_drained_events(argv[1], folder);
     monitor_fork(argv[1]);
     monitor_exit(argv[1]);
     CHECK(rmdir(folder) == 0);

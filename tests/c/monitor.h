@@ -47,5 +47,6 @@ void monitor_orders(const char *tiny);
 void monitor_destroyed_in_use(const char *tiny);
 void monitor_callbacks(const char *tiny);
 void monitor_blocked_callback(const char *tiny);
+void monitor_drained_events(const char *tiny, const char *folder);
 
 #endif

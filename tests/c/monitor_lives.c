@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <time.h>
+#include <unistd.h>
 
 static void sleep_ms(long ms) {
     struct timespec time;
@@ -238,4 +239,51 @@ void monitor_blocked_callback(const char *tiny) {
     w.monitor = NULL;
     CHECK(pthread_join(releasing, NULL) == 0);
     end_world(&w);
+}
+
+/* A stop that drains: events that come of it are polled before polling says that it is over. */
+
+static size_t slow_text(void *user_data, int32_t token, char *buffer, size_t capacity) {
+    (void)user_data;
+    (void)token;
+    sleep_ms(5);
+    if (capacity > 0) buffer[0] = 'x';
+    return 1;
+}
+
+void monitor_drained_events(const char *tiny, const char *folder) {
+    enum { TOKENS = 30 };
+    world w;
+    char path[300];
+    unsigned events = 0;
+    int32_t i;
+    kronsae_status status;
+    kronsae_event_batch *batch = NULL;
+    kronsae_recorder *recorder = NULL;
+    kronsae_recorder_options options = KRONSAE_RECORDER_OPTIONS_INIT;
+    snprintf(path, sizeof path, "%s/drained", folder);
+    make_world(&w, tiny, NULL, NULL);
+    set_rules(w.monitor, rule_text);
+    CHECK(kronsae_monitor_set_token_text(w.monitor, slow_text, NULL, NULL) == KRONSAE_STATUS_OK);
+    options.folder = path;
+    options.flags = KRONSAE_RECORD_TEXT | KRONSAE_RECORD_POSITION_0;
+    CHECK(kronsae_recorder_start(w.monitor, w.site, &options, &recorder, NULL) == KRONSAE_STATUS_OK);
+    for (i = 0; i < TOKENS; i++) CHECK(submit_row(w.tap, active_row, 1, i) == 1);
+    CHECK(kronsae_monitor_stop(w.monitor, 1, NULL) == KRONSAE_STATUS_TIMEOUT);
+    for (i = 0; i < 10000; i++) {
+        status = kronsae_monitor_poll_events(w.monitor, 100, 2, &batch, NULL);
+        if (status != KRONSAE_STATUS_OK) break;
+        events += (unsigned)kronsae_event_batch_count(batch);
+        kronsae_event_batch_destroy(batch);
+        /* Goes on where the time was over. */
+        status = kronsae_monitor_stop(w.monitor, 1, NULL);
+        CHECK(status == KRONSAE_STATUS_OK || status == KRONSAE_STATUS_TIMEOUT);
+    }
+    CHECK(status == KRONSAE_STATUS_STOPPED && events == TOKENS);
+    kronsae_recorder_destroy(recorder);
+    end_world(&w);
+    snprintf(path, sizeof path, "%s/drained/shard-00000000.safetensors", folder);
+    CHECK(unlink(path) == 0);
+    snprintf(path, sizeof path, "%s/drained", folder);
+    CHECK(rmdir(path) == 0);
 }

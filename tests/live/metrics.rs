@@ -65,6 +65,7 @@ pub(crate) fn snapshot() -> Snapshot {
         events_lost: 1,
         cpu_seconds: 0.75,
         sites: vec![site, bare],
+        unbound_rules: Vec::new(),
     }
 }
 

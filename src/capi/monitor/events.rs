@@ -7,7 +7,7 @@ use crate::capi::handle::{self, Handle};
 use crate::capi::status::kronsae_status;
 use crate::capi::structs::{self, Versioned};
 use crate::error::{Error, Status};
-use crate::monitor::{Event, EventKind, EventLatent, Severity, State};
+use crate::monitor::{Event, EventKind, EventLatent, Severity};
 use std::ffi::{CString, c_char};
 use std::mem::offset_of;
 use std::time::Duration;
@@ -158,8 +158,8 @@ impl EventRecord {
 ///
 /// out: receives the batch, which may be empty, to be freed with `kronsae_event_batch_destroy`; NULL on failure.
 ///
-/// Errors: `KRONSAE_STATUS_STOPPED` if the monitor was stopped, or a worker failed, and no event is left, so that a loop
-/// can end; `KRONSAE_STATUS_FORKED`;
+/// Errors: `KRONSAE_STATUS_STOPPED` once the monitor has come to its end, or a worker failed, and no event is left, so that
+/// a loop can end (while a stop drains, events still come); `KRONSAE_STATUS_FORKED`;
 /// `KRONSAE_STATUS_INVALID_ARGUMENT`, also if most is 0.
 ///
 /// Threads: any number at once, each event going to one of them; not for serving threads.
@@ -182,8 +182,8 @@ pub unsafe extern "C" fn kronsae_monitor_poll_events(
         if most == 0 {
             return Err(Error::invalid("most is 0, expected the most events to take"));
         }
-        let events = body.monitor.poll_events(most, Duration::from_millis(timeout_ms.into()))?;
-        if events.is_empty() && body.monitor.snapshot().state != State::Running {
+        let (events, over) = body.monitor.poll_events_or_end(most, Duration::from_millis(timeout_ms.into()))?;
+        if events.is_empty() && over {
             return Err(Error::new(Status::Stopped, "the monitor has ended and no event is left"));
         }
         let batch = handle::create(events.iter().map(EventRecord::new).collect());

@@ -357,21 +357,21 @@ impl Drop for MonitorBody {
 }
 
 fn describe(monitor: &Monitor) -> kronsae_monitor_status {
-    let snapshot = monitor.snapshot();
-    let sum = |of: fn(&Counters) -> u64| snapshot.sites.iter().map(|site| of(&site.counters)).sum();
+    let status = monitor.status();
+    let Counters { submitted, encoded, sampled_out, dropped, not_finite, queued } = status.counters;
     kronsae_monitor_status {
         struct_size: size_of::<kronsae_monitor_status>() as u32,
-        state: snapshot.state as kronsae_monitor_state,
-        submitted: sum(|counters| counters.submitted),
-        encoded: sum(|counters| counters.encoded),
-        sampled_out: sum(|counters| counters.sampled_out),
-        dropped: sum(|counters| counters.dropped),
-        not_finite: sum(|counters| counters.not_finite),
-        queued: sum(|counters| counters.queued),
-        events: snapshot.events,
-        events_lost: snapshot.events_lost,
-        memory: snapshot.memory,
-        cpu_seconds: snapshot.cpu_seconds,
-        uptime: snapshot.uptime,
+        state: status.state as kronsae_monitor_state,
+        submitted,
+        encoded,
+        sampled_out,
+        dropped,
+        not_finite,
+        queued,
+        events: status.events,
+        events_lost: status.events_lost,
+        memory: status.memory,
+        cpu_seconds: status.cpu_seconds,
+        uptime: status.uptime,
     }
 }

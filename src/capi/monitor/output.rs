@@ -8,9 +8,9 @@ use crate::capi::status::kronsae_status;
 use crate::capi::strings::{TextOut, utf8, utf8_or_none};
 use crate::capi::structs::{self, Versioned};
 use crate::error::{Error, Result, Status};
+use crate::monitor::Monitor;
 use crate::monitor::metrics::{self, MetricsForm};
-use crate::monitor::serve::{ServeOptions, Server, Source};
-use crate::monitor::{Event, Monitor, RecentToken, SiteId, Snapshot};
+use crate::monitor::serve::{ServeOptions, Server};
 use std::ffi::c_char;
 use std::mem::offset_of;
 use std::sync::{Arc, PoisonError};
@@ -167,21 +167,6 @@ pub unsafe extern "C" fn kronsae_monitor_serve(
     unsafe { boundary("kronsae_monitor_serve", error, body) }
 }
 
-/// A monitor as its live page asks it.
-struct Shown(Monitor);
-
-impl Source for Shown {
-    fn snapshot(&self) -> Snapshot {
-        self.0.snapshot()
-    }
-    fn recent(&self, site: u32, since: u64, most: usize) -> Vec<RecentToken> {
-        self.0.recent_tokens(SiteId(site), since, most)
-    }
-    fn events(&self, since: u64, most: usize) -> Vec<Event> {
-        self.0.recent_events(since, most)
-    }
-}
-
 /// The live page of a monitor, if it is served.
 #[derive(Default)]
 pub(super) struct Page(Option<Server>);
@@ -192,7 +177,7 @@ impl Page {
         if let Some(server) = &self.0 {
             return Err(Error::invalid(format!("the live page is served already, at {}", server.address())));
         }
-        let server = Server::start(options, Arc::new(Shown(Monitor::clone(monitor))))?;
+        let server = Server::start(options, Arc::new(Monitor::clone(monitor)))?;
         let address = server.address().to_string();
         self.0 = Some(server);
         Ok(address)

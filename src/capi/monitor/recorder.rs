@@ -10,7 +10,7 @@ use crate::capi::strings::{path_of, text, utf8_or_none};
 use crate::capi::structs::{self, Versioned};
 use crate::capi::views::{self, kronsae_dtype};
 use crate::error::{Error, Result, Status};
-use crate::monitor::{Monitor, RecorderOptions, SiteId, State};
+use crate::monitor::{Monitor, RecorderOptions, SiteId};
 use std::ffi::c_char;
 use std::mem::offset_of;
 use std::sync::{Arc, Weak};
@@ -75,7 +75,8 @@ unsafe impl Versioned for kronsae_recorder_options {
 pub struct kronsae_recorder_status {
     /// sizeof(kronsae_recorder_status). Written by the caller.
     pub struct_size: u32,
-    /// 1 while the monitor runs. Otherwise 0: the shards are closed.
+    /// 1 while it records. 0 once the shards are closed: the monitor has come to its end, or a limit was reached (which
+    /// shows within two seconds).
     pub recording: u32,
     /// Tokens in finished shards.
     pub written: u64,
@@ -114,16 +115,12 @@ impl RecorderBody {
     }
 
     fn describe(&self) -> Result<kronsae_recorder_status> {
-        let snapshot = self.monitor()?.snapshot();
-        let SiteId(number) = self.site;
-        let site = snapshot.sites.get(number as usize).ok_or_else(|| {
-            Error::new(Status::Internal, format!("site {number} of a recorder is not in its monitor's snapshot"))
-        })?;
+        let status = self.monitor()?.recording(self.site)?;
         Ok(kronsae_recorder_status {
             struct_size: size_of::<kronsae_recorder_status>() as u32,
-            recording: u32::from(snapshot.state == State::Running),
-            written: site.recorded.saturating_sub(self.before.0),
-            failures: site.record_failures.saturating_sub(self.before.1),
+            recording: u32::from(status.recording),
+            written: status.written.saturating_sub(self.before.0),
+            failures: status.failures.saturating_sub(self.before.1),
         })
     }
 }
@@ -200,12 +197,10 @@ pub unsafe extern "C" fn kronsae_recorder_start(
             out.write(std::ptr::null_mut());
             let monitor = &borrow(monitor)?.monitor;
             let mut options = recorder_options(&structs::read(options)?)?;
-            let mut before = (0, 0);
-            if let Some(of) = monitor.snapshot().sites.get(site as usize) {
-                options.layer = of.layer;
-                before = (of.recorded, of.record_failures);
-            }
             let site = SiteId(site);
+            options.layer = monitor.layer(site)?;
+            let earlier = monitor.recording(site)?;
+            let before = (earlier.written, earlier.failures);
             monitor.record(site, options)?;
             out.write(handle::create(RecorderBody { monitor: Arc::downgrade(monitor), site, before }));
         }

@@ -1,16 +1,17 @@
 //! Sites: where in the model, which SAE, which rules and labels.
 
 use super::callbacks::refuse_inside;
-use super::lifecycle::{borrow, kronsae_monitor};
+use super::lifecycle::{MonitorBody, borrow, kronsae_monitor};
 use crate::capi::buffers::{output, slice};
 use crate::capi::error::{boundary, kronsae_error};
 use crate::capi::handle;
+use crate::capi::log::{KRONSAE_LOG_WARN, log};
 use crate::capi::sae::kronsae_sae;
 use crate::capi::status::kronsae_status;
 use crate::capi::strings::{path_of, text, utf8};
 use crate::capi::structs::{self, Versioned};
 use crate::error::{Error, Result};
-use crate::monitor::{Labels, Rules, SiteId, SiteOptions};
+use crate::monitor::{Labels, Rules, SiteId, SiteOptions, UnboundRule};
 use std::ffi::c_char;
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -154,10 +155,14 @@ pub unsafe extern "C" fn kronsae_monitor_replace_sae(
 /// Reads a TOML file of rules and puts them in force at all sites that they name, in place of those before. Requests
 /// in progress go on under the new rules, their windows start anew.
 ///
+/// A rule may name a site that there is not yet, so that rules can be loaded before sites are added: it waits, is checked
+/// when a site of that name is added, and stands in the snapshot under `unbound_rules` until then. The log callback is
+/// told (warning), as it may as well be a mistaken name.
+///
 /// path: on Unix the file's name in bytes, elsewhere UTF-8.
 ///
 /// Errors: `KRONSAE_STATUS_IO`; `KRONSAE_STATUS_FORMAT` if it is not TOML or not rules, with a message that says where;
-/// `KRONSAE_STATUS_INVALID_ARGUMENT` if a rule names a site that there is not, or does not fit the model of one (a latent
+/// `KRONSAE_STATUS_INVALID_ARGUMENT` if a rule does not fit the model of a site it is for (a latent
 /// that it does not have, a quantile without a calibration); `KRONSAE_STATUS_TIMEOUT`, `KRONSAE_STATUS_STOPPED`,
 /// `KRONSAE_STATUS_POISONED` and `KRONSAE_STATUS_FORKED` as in `kronsae_monitor_add_site`. The old rules stay in force
 /// then.
@@ -175,10 +180,19 @@ pub unsafe extern "C" fn kronsae_monitor_load_rules(
         refuse_inside("kronsae_monitor_load_rules")?;
         // SAFETY: as in kronsae_monitor_add_site.
         let (body, path) = unsafe { (borrow(monitor)?, text(path, "path")?) };
-        body.monitor.set_rules(&Rules::read(path_of(path)?)?)
+        put(body, &Rules::read(path_of(path)?)?)
     };
     // SAFETY: as above.
     unsafe { boundary("kronsae_monitor_load_rules", error, body) }
+}
+
+/// Puts rules in force, and logs those that wait for a site.
+fn put(body: &MonitorBody, rules: &Rules) -> Result<()> {
+    body.monitor.set_rules(rules)?;
+    for UnboundRule { rule, site } in body.monitor.unbound_rules() {
+        log(KRONSAE_LOG_WARN, &format!("rule `{rule}` waits for site `{site}`, which there is not yet"));
+    }
+    Ok(())
 }
 
 /// As `kronsae_monitor_load_rules`, from memory.
@@ -203,7 +217,7 @@ pub unsafe extern "C" fn kronsae_monitor_set_rules(
         let (body, bytes) = unsafe { (borrow(monitor)?, slice(toml.cast::<u8>(), size, "toml")?) };
         let text = std::str::from_utf8(bytes)
             .map_err(|wrong| Error::format(format!("rules: not UTF-8 from byte {}", wrong.valid_up_to())))?;
-        body.monitor.set_rules(&Rules::parse(text)?)
+        put(body, &Rules::parse(text)?)
     };
     // SAFETY: as above.
     unsafe { boundary("kronsae_monitor_set_rules", error, body) }

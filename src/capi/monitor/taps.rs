@@ -62,9 +62,10 @@ pub struct kronsae_tap_options {
     /// `KRONSAE_DTYPE_*` of the widest elements that will be submitted, for which the queue's memory is laid out. 0: F32,
     /// so any.
     pub dtype: kronsae_dtype,
-    /// Tokens the queue has room for. 0: 1024.
+    /// Tokens the queue has room for, at most 2^24. 0: 1024.
     pub capacity: usize,
-    /// Ends of requests and rewinds the queue has room for besides, in slots that tokens cannot take. 0: 1024.
+    /// Ends of requests and rewinds the queue has room for besides, in slots that tokens cannot take, at most 2^24.
+    /// 0: 1024.
     pub controls: usize,
 }
 
@@ -267,7 +268,8 @@ pub unsafe extern "C" fn kronsae_tap_submit(
 /// rules as `kronsae_tap_submit` does.
 ///
 /// activations, tags: as in `kronsae_tap_submit`. latents: as in `kronsae_encode`, all rows, whatever the tap samples.
-/// This takes as long as encoding does. The first call allocates an encoder; later ones of no more rows allocate nothing.
+/// accepted: NULL, or receives how many rows were queued for statistics and rules; the others are counted, as in
+/// `kronsae_tap_submit`. This takes as long as encoding does. The first call allocates an encoder; later ones of no more rows allocate nothing.
 ///
 /// Errors: as `kronsae_tap_submit` and `kronsae_encode`; `KRONSAE_STATUS_UNSUPPORTED` at a site without a model.
 ///
@@ -281,19 +283,31 @@ pub unsafe extern "C" fn kronsae_tap_encode(
     tags: *const kronsae_token_tag,
     tag_size: usize,
     latents: *mut kronsae_latents,
+    accepted: *mut usize,
     error: *mut *mut kronsae_error,
 ) -> kronsae_status {
     let body = || {
         // SAFETY: as in kronsae_tap_create.
         let body = unsafe { handle::borrow(tap.cast_const()) }?;
         body.tap.run(|tap| {
+            if !accepted.is_null() {
+                output(accepted, "accepted")?;
+            }
+            let mut queued = 0;
             let call = |x: crate::Activations<'_>, out: &mut crate::LatentsMut<'_>| {
                 // SAFETY: as above.
                 let tags = unsafe { Tags::new(tags, x.rows(), tag_size) }?;
-                tap.encode(x, |row| tags.get(row), out)
+                let done = tap.encode(x, |row| tags.get(row), out)?;
+                queued = done.accepted;
+                Ok(done.encode)
             };
             // SAFETY: as above.
-            unsafe { with_buffers(activations, latents, call) }
+            unsafe { with_buffers(activations, latents, call) }?;
+            if !accepted.is_null() {
+                // SAFETY: aligned; the header asks for a pointer that is valid where it is not null.
+                unsafe { accepted.write(queued) };
+            }
+            Ok(())
         })
     };
     // SAFETY: as above.

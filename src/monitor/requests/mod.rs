@@ -42,6 +42,27 @@ pub struct Match<'a> {
     pub latents: &'a [EventLatent],
 }
 
+/// Rules with memory for all their state: what takes long, and can fail, of putting them in force.
+#[derive(Debug)]
+pub(in crate::monitor) struct Prepared {
+    rules: Arc<SiteRules>,
+    state: PerRules,
+}
+
+impl Prepared {
+    /// # Errors
+    /// [`crate::Status::OutOfMemory`].
+    pub(in crate::monitor) fn new(rules: Arc<SiteRules>, most: usize) -> Result<Self> {
+        let state = PerRules::new(&rules, most)?;
+        Ok(Prepared { rules, state })
+    }
+
+    /// The bytes that [`Prepared::new`] takes with these arguments, closely.
+    pub(in crate::monitor) fn bytes_for(rules: &SiteRules, most: usize) -> usize {
+        Plan::of(rules).bytes(rules, most)
+    }
+}
+
 /// The request state of one site. Used by one thread at a time. Its memory is fixed by the rules and the number of
 /// requests: observing a token allocates nothing.
 #[derive(Debug)]
@@ -61,7 +82,8 @@ impl Requests {
     /// # Errors
     /// [`crate::Status::InvalidArgument`] if `most` is 0 or beyond 2^31, [`crate::Status::OutOfMemory`].
     pub fn new(rules: Arc<SiteRules>, most: usize) -> Result<Self> {
-        let (slots, state) = (Slots::new(most)?, PerRules::new(&rules, most)?);
+        let slots = Slots::new(most)?;
+        let Prepared { rules, state } = Prepared::new(rules, most)?;
         Ok(Requests { rules, most, slots, state, matches: 0, evicted: 0, unretracted: 0 })
     }
 
@@ -69,7 +91,7 @@ impl Requests {
     /// limited.
     #[must_use]
     pub fn bytes_for(rules: &SiteRules, most: usize) -> usize {
-        Slots::bytes(most).saturating_add(Plan::of(rules).bytes(rules, most))
+        Slots::bytes(most).saturating_add(Prepared::bytes_for(rules, most))
     }
 
     /// Puts other rules in force. Requests stay alive; their windows and cooldowns start anew, and matches of the rules
@@ -78,9 +100,13 @@ impl Requests {
     /// # Errors
     /// [`crate::Status::OutOfMemory`]; the rules before stay in force then, with all their state.
     pub fn set_rules(&mut self, rules: Arc<SiteRules>) -> Result<()> {
-        self.state = PerRules::new(&rules, self.most)?;
-        self.rules = rules;
+        self.install(Prepared::new(rules, self.most)?);
         Ok(())
+    }
+
+    /// Puts rules in force that were prepared for as many requests.
+    pub(in crate::monitor) fn install(&mut self, Prepared { rules, state }: Prepared) {
+        (self.rules, self.state) = (rules, state);
     }
 
     /// The rules in force.
