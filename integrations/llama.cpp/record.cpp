@@ -40,7 +40,7 @@ struct Options {
     std::vector<std::string> texts;
     Settings settings;
     std::uint32_t context = 512, threads = 0, gpu_layers = 0;
-    std::uint64_t most_tokens = UINT64_MAX;
+    std::uint64_t most_tokens = UINT64_MAX / 2;  // with room to add to
 };
 
 int fail(const std::string& text) {
