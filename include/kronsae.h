@@ -120,6 +120,34 @@
 #define KRONSAE_LATENTS_INIT \
     { sizeof(kronsae_latents), 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0, 0 }
 
+/** Starting values: struct_size set, everything else the default. */
+#define KRONSAE_MONITOR_OPTIONS_INIT \
+    { sizeof(kronsae_monitor_options), 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0.0, NULL, 0, 0 }
+
+/** Starting values: struct_size set, everything else 0. */
+#define KRONSAE_MONITOR_STATUS_INIT \
+    { sizeof(kronsae_monitor_status), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0 }
+
+/** Starting values: struct_size set, everything else the default; name is for you to set. */
+#define KRONSAE_SITE_OPTIONS_INIT { sizeof(kronsae_site_options), 0, 0, 0, NULL, NULL, 0, 0 }
+
+/** Starting values: struct_size set, everything else the default. */
+#define KRONSAE_TAP_OPTIONS_INIT { sizeof(kronsae_tap_options), 0, 0, 0, 0, 0 }
+
+/** Starting values: struct_size set, everything else 0. */
+#define KRONSAE_EVENT_INIT \
+    { sizeof(kronsae_event), 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, 0 }
+
+/** Starting values: struct_size set, everything else the default. */
+#define KRONSAE_SERVE_OPTIONS_INIT { sizeof(kronsae_serve_options), 0, NULL, NULL, NULL, 0 }
+
+/** Starting values: struct_size set, everything else the default; folder is for you to set. */
+#define KRONSAE_RECORDER_OPTIONS_INIT \
+    { sizeof(kronsae_recorder_options), 0, 0, 0, 0, 0, NULL, NULL, NULL }
+
+/** Starting values: struct_size set, everything else 0. */
+#define KRONSAE_RECORDER_STATUS_INIT { sizeof(kronsae_recorder_status), 0, 0, 0 }
+
 
 /** Major version of the header. While it is 0, minor versions may change functions; after that, only major ones. */
 #define KRONSAE_VERSION_MAJOR 0
@@ -145,6 +173,33 @@
  */
 #define KRONSAE_ROW_TRUNCATED 2
 
+/** Bit of a monitor's flags: workers run under SCHED_IDLE, so that they have only CPU time that nobody else wants. */
+#define KRONSAE_MONITOR_SCHED_IDLE 1
+
+/** Bit of a site's flags: its layer field says which layer the site is at. */
+#define KRONSAE_SITE_HAS_LAYER 1
+
+/** Bit of a site's flags: a model that was trained at another layer is taken all the same. */
+#define KRONSAE_SITE_ANY_LAYER 2
+
+/** Bit of a token's flags: it belongs to a prompt (it was read, not generated). */
+#define KRONSAE_TOKEN_PROMPT 1
+
+/** Bit of a token's flags: the last of a prompt, whose activations decide the first generated token. */
+#define KRONSAE_TOKEN_LAST_PROMPT 2
+
+/** The most bytes of text that a token can have; longer text is cut. */
+#define KRONSAE_TOKEN_TEXT_MOST 4096
+
+/** Room for any address that `kronsae_monitor_serve` writes, with its NUL. */
+#define KRONSAE_ADDRESS_CAPACITY 64
+
+/** Bit of a recording's flags: the token ids of requests are written too. Off by default: they are what users said. */
+#define KRONSAE_RECORD_TOKEN_IDS 1
+
+/** Bit of a recording's flags: the tokens' text is written too, where `kronsae_monitor_set_token_text` gives it. */
+#define KRONSAE_RECORD_TEXT 2
+
 /**
  * Turns activations into sparse latents: a model, a workspace, and threads of its own.
  *
@@ -162,6 +217,41 @@ typedef struct kronsae_encoder kronsae_encoder;
 typedef struct kronsae_error kronsae_error;
 
 /**
+ * Events that were polled together. Owned by whoever polled it; free it with `kronsae_event_batch_destroy`. It does not
+ * need its monitor any more.
+ *
+ * Threads: immutable. Any number of threads may read one at once; one destroys it, when the others are done.
+ */
+typedef struct kronsae_event_batch kronsae_event_batch;
+
+/**
+ * Watches which latents fire while a host serves: sites (a place in the model, and a SAE), taps that are fed there, and
+ * workers that encode what the taps take in.
+ *
+ * Threads: const, so any number of threads may use one at once, except for `kronsae_monitor_destroy`. Its workers block
+ * all signals and are named `kronsae-*`. In a child process its calls return `KRONSAE_STATUS_FORKED`.
+ *
+ * Serving threads call `kronsae_tap_submit`, `kronsae_tap_end_request` and `kronsae_tap_rewind` and nothing else of a
+ * monitor: those never wait. Every other call may lock, allocate, read a file or wait for a worker, and belongs on a
+ * thread that may.
+ *
+ * Lifetime: taps, recorders and batches of events keep what they need of it alive. Destroying it under them is legal;
+ * taps and recorders return `KRONSAE_STATUS_STOPPED` then.
+ */
+typedef struct kronsae_monitor kronsae_monitor;
+
+/**
+ * A recording of one site: what its taps take in is written into activation shards, from which a SAE for this very host
+ * can be trained.
+ *
+ * Threads: const, so any number of threads may use one at once, except for `kronsae_recorder_destroy`. In a child
+ * process its calls return `KRONSAE_STATUS_FORKED`.
+ *
+ * Lifetime: stopping or destroying the monitor closes the shards. The recorder then has its last numbers still.
+ */
+typedef struct kronsae_recorder kronsae_recorder;
+
+/**
  * A trained sparse autoencoder, opened from a model file.
  *
  * Threads: immutable. Any number of threads may use one at once, except for `kronsae_sae_destroy`. It has no threads of
@@ -170,6 +260,17 @@ typedef struct kronsae_error kronsae_error;
  * Lifetime: encoders keep what they need of it alive. Destroying it under them is legal, and stops them.
  */
 typedef struct kronsae_sae kronsae_sae;
+
+/**
+ * Where a serving thread hands activations to a monitor: a bounded queue of one site.
+ *
+ * Threads: one at a time; make one for each thread that submits. A call that overlaps another on the same tap is refused
+ * with `KRONSAE_STATUS_INVALID_ARGUMENT`. In a child process its calls return `KRONSAE_STATUS_FORKED`.
+ *
+ * Lifetime: destroying the monitor under a tap is legal, also during a call; later ones return
+ * `KRONSAE_STATUS_STOPPED`.
+ */
+typedef struct kronsae_tap kronsae_tap;
 
 /**
  * What a call did: `KRONSAE_STATUS_OK` or one of the other `KRONSAE_STATUS_*`. Numbers are never reused or renumbered;
@@ -348,6 +449,280 @@ typedef struct kronsae_steer_term {
     float coefficient;
 } kronsae_steer_term;
 
+/** How a monitor works. Start from `KRONSAE_MONITOR_OPTIONS_INIT`; zero means default. */
+typedef struct kronsae_monitor_options {
+    /** sizeof(kronsae_monitor_options). */
+    uint32_t struct_size;
+    /** `KRONSAE_MONITOR_*` bits. */
+    uint32_t flags;
+    /** Workers, among which sites are dealt out. 0: 1. */
+    uint32_t workers;
+    /** Threads of each worker's encoder, the worker itself included. 0: 1. */
+    uint32_t encoder_threads;
+    /** Requests of a site with state at a time; the oldest is given up for a new one, and counted. 0: 4096. */
+    uint32_t requests;
+    /** Events that wait for `kronsae_monitor_poll_events`; further ones are lost, and counted. 0: 4096. */
+    uint32_t events;
+    /** Tokens of a site that the live page can look back on. 0: 512. */
+    uint32_t recent_tokens;
+    /** The most watched latents of a site, each of which adds series to the metrics. 0: 64. */
+    uint32_t watched;
+    /** Added to the workers' nice value, 1 to 19. 0: nothing. */
+    int32_t nice;
+    /** The share of one CPU's time that a worker may use, above 0 to 1. 0: 1, all of it. */
+    float cpu_share;
+    /**
+     * Tokens a second that each worker encodes whatever cpu_share says, so that a busy host still sees some. 0: none.
+     */
+    float least_tokens_per_second;
+    /** 0. */
+    uint32_t reserved;
+    /** Tokens after which a recent firing weighs half in the decayed rates. 0: the library's choice. */
+    double half_life_tokens;
+    /**
+     * CPUs that workers may run on, n_cpus numbers. NULL, with n_cpus 0: those of the thread that makes the monitor.
+     */
+    const uint32_t *cpus;
+    /** Numbers in cpus. */
+    size_t n_cpus;
+    /** Bytes that queues and state may take; what would need more is refused. 0: no limit. */
+    size_t memory_limit;
+} kronsae_monitor_options;
+
+/** What a monitor is doing: one of `KRONSAE_MONITOR_STATE_*`. Later versions may add states. */
+typedef int32_t kronsae_monitor_state;
+
+/**
+ * Where the tokens of all taps went. Start from `KRONSAE_MONITOR_STATUS_INIT`; filled by
+ * `kronsae_monitor_get_status`.
+ *
+ * Always, and exactly: submitted = encoded + sampled_out + dropped + not_finite + queued.
+ */
+typedef struct kronsae_monitor_status {
+    /** sizeof(kronsae_monitor_status). Written by the caller. */
+    uint32_t struct_size;
+    /** `KRONSAE_MONITOR_STATE_*`. */
+    kronsae_monitor_state state;
+    /** Tokens handed to submit. */
+    uint64_t submitted;
+    /** Tokens encoded. */
+    uint64_t encoded;
+    /** Tokens that a tap's sampling left out. */
+    uint64_t sampled_out;
+    /** Tokens for which a queue had no room, and those left when the monitor ended without draining. */
+    uint64_t dropped;
+    /** Tokens whose activations, or products of them, were not finite. */
+    uint64_t not_finite;
+    /** Tokens in queues now. */
+    uint64_t queued;
+    /** Events made. */
+    uint64_t events;
+    /** Events for which the queue had no room, because nobody polled. */
+    uint64_t events_lost;
+    /** Bytes of queues and state. */
+    uint64_t memory;
+    /** CPU time of the workers, in seconds. */
+    double cpu_seconds;
+    /** Seconds since the monitor was made. */
+    double uptime;
+} kronsae_monitor_status;
+
+/**
+ * A place in the host's model where activations are tapped. Start from `KRONSAE_SITE_OPTIONS_INIT`; zero means default.
+ */
+typedef struct kronsae_site_options {
+    /** sizeof(kronsae_site_options). */
+    uint32_t struct_size;
+    /** `KRONSAE_SITE_*` bits. */
+    uint32_t flags;
+    /**
+     * With KRONSAE_SITE_HAS_LAYER: the layer, from 0. It must be the one that the model file says it was trained at, if
+     * it says so. Otherwise 0.
+     */
+    uint32_t layer;
+    /** 0. */
+    uint32_t reserved;
+    /**
+     * The site's name, UTF-8, unique in the monitor; it appears in events, metrics and on the live page. There is no
+     * default.
+     */
+    const char *name;
+    /**
+     * Latents to watch, n_watch indices: the metrics carry their values, and with a model that has a threshold only
+     * they and those of rules are computed. NULL, with n_watch 0: all latents.
+     */
+    const uint32_t *watch;
+    /** Indices in watch. */
+    size_t n_watch;
+    /** Without a model: elements of an activation vector. Otherwise 0, or the model's. */
+    size_t d_model;
+} kronsae_site_options;
+
+/** Which tokens of a tap are encoded: one of `KRONSAE_SAMPLING_*`. The others are counted as sampled out. */
+typedef int32_t kronsae_sampling;
+
+/** How a tap works. Start from `KRONSAE_TAP_OPTIONS_INIT`; zero means default. */
+typedef struct kronsae_tap_options {
+    /** sizeof(kronsae_tap_options). */
+    uint32_t struct_size;
+    /** `KRONSAE_SAMPLING_*`. 0: every token. */
+    kronsae_sampling sampling;
+    /** With KRONSAE_SAMPLING_EVERY_NTH: n, at least 1. Otherwise 0. */
+    uint32_t nth;
+    /**
+     * `KRONSAE_DTYPE_*` of the widest elements that will be submitted, for which the queue's memory is laid out. 0: F32,
+     * so any.
+     */
+    kronsae_dtype dtype;
+    /** Tokens the queue has room for. 0: 1024. */
+    size_t capacity;
+    /** Ends of requests and rewinds the queue has room for besides, in slots that tokens cannot take. 0: 1024. */
+    size_t controls;
+} kronsae_tap_options;
+
+/** Whose token a row of activations is. An array of these is passed with the size of one. */
+typedef struct kronsae_token_tag {
+    /** The request; the host's numbering, unique among requests alive at a time. */
+    uint64_t request;
+    /** Its position in the request's sequence, from 0. */
+    int32_t position;
+    /** The token's id in the LLM's vocabulary; -1 if unknown. */
+    int32_t token;
+    /** `KRONSAE_TOKEN_*` bits. */
+    uint32_t flags;
+    /** 0. */
+    uint32_t reserved;
+} kronsae_token_tag;
+
+/** What an event says: one of `KRONSAE_EVENT_*`. Later versions may add kinds. */
+typedef int32_t kronsae_event_kind;
+
+/** How much a match matters, as the rule's author says: one of `KRONSAE_SEVERITY_*`. */
+typedef int32_t kronsae_severity;
+
+/** A latent of the token that completed a match. This struct never grows. */
+typedef struct kronsae_event_latent {
+    /** Its index, below F. */
+    uint32_t latent;
+    /** Its value on the token, in units of normalised activations; 0 if it is not active. */
+    float value;
+} kronsae_event_latent;
+
+/** A match of a rule, or its retraction. Start from `KRONSAE_EVENT_INIT`; filled by `kronsae_event_batch_get`. */
+typedef struct kronsae_event {
+    /** sizeof(kronsae_event). Written by the caller; in a callback by the library, which may know more fields. */
+    uint32_t struct_size;
+    /** `KRONSAE_EVENT_*`. */
+    kronsae_event_kind kind;
+    /** `KRONSAE_SEVERITY_*`. */
+    kronsae_severity severity;
+    /** 1 if tokens of the rule's window were missing (dropped, or not finite): the rule saw less than the model did. */
+    uint32_t gap;
+    /** Position of the token that completed the match. */
+    int32_t position;
+    /** That token's id, or -1. */
+    int32_t token;
+    /** Ascending in a monitor, from 1, without gaps: a consumer that misses a number has lost an event. */
+    uint64_t id;
+    /** When it was found: nanoseconds since 1970, UTC. */
+    uint64_t unix_nanos;
+    /** The request. */
+    uint64_t request;
+    /** Of a retraction: the id of the event taken back. Otherwise 0. */
+    uint64_t retracts;
+    /**
+     * The site's name, UTF-8. This and the texts and latents below belong to the batch, or to the callback's caller.
+     */
+    const char *site;
+    /** The model that was in force: the first 16 hexadecimal digits of its file's SHA-256. */
+    const char *model;
+    /** The rule's name, UTF-8. */
+    const char *rule;
+    /** The rule's latents on that token, in the rule's order. */
+    const struct kronsae_event_latent *latents;
+    /** Entries in latents. */
+    size_t n_latents;
+} kronsae_event;
+
+/**
+ * Receives an event. `event` and all it points to are valid during the call only; `user_data` is what was given to
+ * `kronsae_monitor_set_event_callback`.
+ *
+ * It runs on a worker of the monitor, whose tokens wait meanwhile; of several workers, several may be in it at once. It
+ * must return: no exception, longjmp or thread exit may leave it (the process is aborted if one does). It may submit to
+ * taps of its own and ask for status, metrics and snapshots; calls that would wait for a worker are refused.
+ */
+typedef void (*kronsae_event_callback)(void *user_data, const struct kronsae_event *event);
+
+/**
+ * Gives the text of a token: writes its bytes, at most `capacity`, to `buffer`, and returns how many it has, 0 if the
+ * token has no text. If that is more than `capacity` it is called a second time with enough room, up to
+ * `KRONSAE_TOKEN_TEXT_MOST`. The bytes need not be UTF-8 by themselves. `user_data` is what was given to
+ * `kronsae_monitor_set_token_text`.
+ *
+ * It runs on workers of the monitor, under the rules of `kronsae_event_callback`.
+ */
+typedef size_t (*kronsae_token_text_callback)(void *user_data, int32_t token, char *buffer, size_t capacity);
+
+/** A text form of metrics: one of `KRONSAE_METRICS_*`. */
+typedef int32_t kronsae_metrics_form;
+
+/** How the live page is served. Start from `KRONSAE_SERVE_OPTIONS_INIT`; zero means default. */
+typedef struct kronsae_serve_options {
+    /** sizeof(kronsae_serve_options). */
+    uint32_t struct_size;
+    /** Clients that may follow the stream of events at a time, at most 1024; further ones are turned away. 0: 16. */
+    uint32_t clients;
+    /**
+     * Where to listen: an IP address and a port, "127.0.0.1:9464" or "[::1]:9464". Port 0: any that is free. NULL:
+     * "127.0.0.1:9464". Beyond the loopback interface it needs a token.
+     */
+    const char *address;
+    /** What clients must send as `Authorization: Bearer ...`, at least 16 visible ASCII characters. NULL: nothing. */
+    const char *token;
+    /**
+     * Names, besides IP addresses and "localhost", by which clients may call the server, without port; n_hosts strings.
+     * A request by another name is refused. NULL, with n_hosts 0: none.
+     */
+    const char *const *hosts;
+    /** Strings in hosts. */
+    size_t n_hosts;
+} kronsae_serve_options;
+
+/** What is recorded. Start from `KRONSAE_RECORDER_OPTIONS_INIT`; zero means default. */
+typedef struct kronsae_recorder_options {
+    /** sizeof(kronsae_recorder_options). */
+    uint32_t struct_size;
+    /** `KRONSAE_RECORD_*` bits. */
+    uint32_t flags;
+    /** `KRONSAE_DTYPE_F32` or `KRONSAE_DTYPE_BF16`. 0: BF16. */
+    kronsae_dtype dtype;
+    /** Seconds after which an unfinished shard is closed. 0: the library's choice. */
+    uint32_t shard_seconds;
+    /** Tokens of a shard. 0: the library's choice. */
+    uint64_t shard_tokens;
+    /** Bytes of all shards together; what comes after is counted as left out. 0: no limit. */
+    uint64_t most_bytes;
+    /** The folder to write to, made if it is missing. Files are readable by their owner only. There is no default. */
+    const char *folder;
+    /** Written into the shards: which LLM, UTF-8. NULL: not said. */
+    const char *model;
+    /** Written into the shards: which activations, UTF-8, "l_out" say. NULL: not said. */
+    const char *hook;
+} kronsae_recorder_options;
+
+/** What a recording has done. Start from `KRONSAE_RECORDER_STATUS_INIT`; filled by `kronsae_recorder_get_status`. */
+typedef struct kronsae_recorder_status {
+    /** sizeof(kronsae_recorder_status). Written by the caller. */
+    uint32_t struct_size;
+    /** 1 while it records. Otherwise 0. */
+    uint32_t recording;
+    /** Tokens written. */
+    uint64_t written;
+    /** Tokens it had to leave out: the disk was full, say. */
+    uint64_t failures;
+} kronsae_recorder_status;
+
 /** Success. */
 #define KRONSAE_STATUS_OK 0
 
@@ -413,6 +788,45 @@ typedef struct kronsae_steer_term {
 
 /** Every latent above a threshold; of more than max_latents, the strongest. */
 #define KRONSAE_SELECTION_THRESHOLD 2
+
+/** Workers encode what taps take in. */
+#define KRONSAE_MONITOR_STATE_RUNNING 1
+
+/** It was stopped; taps return `KRONSAE_STATUS_STOPPED`. */
+#define KRONSAE_MONITOR_STATE_STOPPED 2
+
+/** A bug was caught in a worker. What taps take in is counted as dropped; the snapshot says why. */
+#define KRONSAE_MONITOR_STATE_FAILED 3
+
+/** Every token. */
+#define KRONSAE_SAMPLING_EVERY 1
+
+/** Tokens whose position is a multiple of n. */
+#define KRONSAE_SAMPLING_EVERY_NTH 2
+
+/** Tokens with KRONSAE_TOKEN_LAST_PROMPT. */
+#define KRONSAE_SAMPLING_LAST_PROMPT 3
+
+/** A rule matched. */
+#define KRONSAE_EVENT_MATCHED 1
+
+/** Tokens that an earlier match rests on were taken back by a rewind. */
+#define KRONSAE_EVENT_RETRACTED 2
+
+/** Worth knowing. */
+#define KRONSAE_SEVERITY_INFO 1
+
+/** Worth looking at. */
+#define KRONSAE_SEVERITY_WARNING 2
+
+/** Worth being woken for. */
+#define KRONSAE_SEVERITY_CRITICAL 3
+
+/** Prometheus text format 0.0.4. Its content type is `text/plain; version=0.0.4; charset=utf-8`. */
+#define KRONSAE_METRICS_PROMETHEUS 1
+
+/** OpenMetrics 1.0. Its content type is `application/openmetrics-text; version=1.0.0; charset=utf-8`. */
+#define KRONSAE_METRICS_OPENMETRICS 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -688,6 +1102,474 @@ kronsae_status kronsae_steer(const struct kronsae_sae *sae,
                              size_t n_terms,
                              size_t term_size,
                              struct kronsae_error **error);
+
+/**
+ * Makes a monitor without sites, and starts its workers, which sleep until a tap is fed.
+ *
+ * options: NULL for defaults. out: receives the monitor, to be freed with `kronsae_monitor_destroy`; NULL on failure.
+ *
+ * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also for a CPU, share or nice value that is none;
+ * `KRONSAE_STATUS_OUT_OF_MEMORY`, also if memory_limit is too low or the system gives no thread;
+ * `KRONSAE_STATUS_UNSUPPORTED` if the system refuses the scheduling asked for.
+ *
+ * Threads: any number at once.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_create(const struct kronsae_monitor_options *options,
+                                      struct kronsae_monitor **out,
+                                      struct kronsae_error **error);
+
+/**
+ * Says what a monitor is doing and where its tokens went.
+ *
+ * status: its struct_size says how much is filled; fields that this library does not know become 0.
+ *
+ * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`; `KRONSAE_STATUS_FORKED`.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_get_status(const struct kronsae_monitor *monitor,
+                                          struct kronsae_monitor_status *status,
+                                          struct kronsae_error **error);
+
+/**
+ * Waits until all that was submitted before is encoded and its events are made: tokens, ends of requests and rewinds.
+ *
+ * Errors: `KRONSAE_STATUS_TIMEOUT` if it takes longer than timeout_ms; `KRONSAE_STATUS_STOPPED`;
+ * `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_INVALID_ARGUMENT`, also if called from inside a callback of a monitor, whose
+ * worker it would wait for.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_flush(const struct kronsae_monitor *monitor,
+                                     uint32_t timeout_ms,
+                                     struct kronsae_error **error);
+
+/**
+ * Ends a monitor's work: taps refuse from now on, what they took in is encoded, recordings are closed, workers end.
+ * Counters, events and metrics can still be asked for. What is not encoded within timeout_ms is counted as dropped.
+ *
+ * Stopping twice is no error.
+ *
+ * Errors: `KRONSAE_STATUS_TIMEOUT` if tokens were left; the monitor is stopped all the same. `KRONSAE_STATUS_FORKED`;
+ * `KRONSAE_STATUS_INVALID_ARGUMENT`, also if called from inside a callback of a monitor.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_stop(const struct kronsae_monitor *monitor,
+                                    uint32_t timeout_ms,
+                                    struct kronsae_error **error);
+
+/**
+ * Destroys a monitor, and stops it first, without draining, if `kronsae_monitor_stop` was not called. NULL is allowed.
+ *
+ * Legal while taps and recorders of it exist, and while other threads are in calls on those: later ones return
+ * `KRONSAE_STATUS_STOPPED`. Waits for a callback in progress; when it returns, none is called any more. From inside a
+ * callback it does nothing but log.
+ *
+ * Threads: one, when no other uses the handle itself any more.
+ *
+ * Since 0.1.0.
+ */
+void kronsae_monitor_destroy(struct kronsae_monitor *monitor);
+
+/**
+ * Adds a site to a monitor. Rules in force apply to it if they name it or no site.
+ *
+ * options: must not be NULL; name has no default. sae: the model, of which the monitor keeps what it needs, so that the
+ * handle may be destroyed; opened encoder-only it does. NULL: there is no model yet, tokens are only recorded. site:
+ * receives the site's number, for taps.
+ *
+ * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if the name is taken, the model was trained at another layer, or a
+ * rule in force does not fit the model; `KRONSAE_STATUS_OUT_OF_MEMORY`, also where memory_limit is reached;
+ * `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_FORKED`.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_add_site(const struct kronsae_monitor *monitor,
+                                        const struct kronsae_site_options *options,
+                                        const struct kronsae_sae *sae,
+                                        uint32_t *site,
+                                        struct kronsae_error **error);
+
+/**
+ * Puts another model in force at a site, at a batch boundary, while taps go on. The site's statistics start anew.
+ *
+ * sae: of the same d_model as the one before, and rules in force must fit it, or the old one stays in force. As in
+ * `kronsae_monitor_add_site` the handle may be destroyed afterwards.
+ *
+ * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`; `KRONSAE_STATUS_OUT_OF_MEMORY`; `KRONSAE_STATUS_STOPPED`;
+ * `KRONSAE_STATUS_FORKED`. The old model stays in force then.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_replace_sae(const struct kronsae_monitor *monitor,
+                                           uint32_t site,
+                                           const struct kronsae_sae *sae,
+                                           struct kronsae_error **error);
+
+/**
+ * Reads a TOML file of rules and puts them in force at all sites that they name, in place of those before. Requests
+ * in progress go on under the new rules, their windows start anew.
+ *
+ * path: on Unix the file's name in bytes, elsewhere UTF-8.
+ *
+ * Errors: `KRONSAE_STATUS_IO`; `KRONSAE_STATUS_FORMAT` if it is not TOML or not rules, with a message that says where;
+ * `KRONSAE_STATUS_INVALID_ARGUMENT` if a rule does not fit the model of a site (a latent that it does not have, a
+ * quantile without a calibration); `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_FORKED`. The old rules stay in force then.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_load_rules(const struct kronsae_monitor *monitor,
+                                          const char *path,
+                                          struct kronsae_error **error);
+
+/**
+ * As `kronsae_monitor_load_rules`, from memory.
+ *
+ * toml: size bytes of UTF-8, without a NUL at their end. Of no bytes there are no rules.
+ *
+ * Errors: as `kronsae_monitor_load_rules`, without `KRONSAE_STATUS_IO`.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_set_rules(const struct kronsae_monitor *monitor,
+                                         const char *toml,
+                                         size_t size,
+                                         struct kronsae_error **error);
+
+/**
+ * Reads labels of a site's latents, a TSV file of index and text, in place of those before. The live page and the
+ * metrics show them.
+ *
+ * path: on Unix the file's name in bytes, elsewhere UTF-8.
+ *
+ * Errors: `KRONSAE_STATUS_IO`; `KRONSAE_STATUS_FORMAT`, with a message that says which line;
+ * `KRONSAE_STATUS_INVALID_ARGUMENT`; `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_FORKED`. The old labels stay then.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_load_labels(const struct kronsae_monitor *monitor,
+                                           uint32_t site,
+                                           const char *path,
+                                           struct kronsae_error **error);
+
+/**
+ * Makes a tap at a site: allocates its queue.
+ *
+ * options: NULL for defaults. out: receives the tap, to be freed with `kronsae_tap_destroy`; NULL on failure.
+ *
+ * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if there is no such site; `KRONSAE_STATUS_OUT_OF_MEMORY`, also where
+ * memory_limit is reached; `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_FORKED`.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_tap_create(const struct kronsae_monitor *monitor,
+                                  uint32_t site,
+                                  const struct kronsae_tap_options *options,
+                                  struct kronsae_tap **out,
+                                  struct kronsae_error **error);
+
+/**
+ * Hands over a batch: copies activations [rows, d_model] and their tags into the tap's queue, and returns. Made for
+ * serving threads: on success, and when it drops tokens, it takes no lock, allocates nothing, logs nothing and never
+ * waits.
+ *
+ * activations: raw, as the LLM computes them, in any of the three dtypes. tags: one for each row, of tag_size
+ * (sizeof(kronsae_token_tag)) bytes each; tokens of a request in ascending order of position. accepted: NULL, or
+ * receives how many rows the tap took in, those that its sampling leaves out included. The others are dropped and
+ * counted: the queue has no room, so the last ones of a batch. That is no error.
+ *
+ * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if d_model is not the site's; `KRONSAE_STATUS_STOPPED` if the monitor
+ * was stopped or destroyed; `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_POISONED`. No row is taken in or counted then.
+ *
+ * Threads: one at a time on one tap.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_tap_submit(struct kronsae_tap *tap,
+                                  const struct kronsae_activations *activations,
+                                  const struct kronsae_token_tag *tags,
+                                  size_t tag_size,
+                                  size_t *accepted,
+                                  struct kronsae_error **error);
+
+/**
+ * Encodes a batch on the calling thread, for hosts that act on the result, and hands it to the monitor's statistics and
+ * rules as `kronsae_tap_submit` does.
+ *
+ * activations, tags: as in `kronsae_tap_submit`. latents: as in `kronsae_encode`, all rows, whatever the tap samples.
+ * This takes as long as encoding does. The first call allocates an encoder; later ones of no more rows allocate nothing.
+ *
+ * Errors: as `kronsae_tap_submit` and `kronsae_encode`; `KRONSAE_STATUS_UNSUPPORTED` at a site without a model.
+ *
+ * Threads: one at a time on one tap.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_tap_encode(struct kronsae_tap *tap,
+                                  const struct kronsae_activations *activations,
+                                  const struct kronsae_token_tag *tags,
+                                  size_t tag_size,
+                                  struct kronsae_latents *latents,
+                                  struct kronsae_error **error);
+
+/**
+ * Says that a request is over: its state is freed once the tokens submitted before are encoded. It travels in the
+ * tap's queue, in order, in slots that tokens cannot fill.
+ *
+ * A request that ends without this call is given up when its room is needed.
+ *
+ * Errors: `KRONSAE_STATUS_FULL` if the slots are full of such calls, and nothing was done; `KRONSAE_STATUS_STOPPED`;
+ * `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_POISONED`; `KRONSAE_STATUS_INVALID_ARGUMENT`.
+ *
+ * Threads: one at a time on one tap. Made for serving threads, as `kronsae_tap_submit`.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_tap_end_request(struct kronsae_tap *tap,
+                                       uint64_t request,
+                                       struct kronsae_error **error);
+
+/**
+ * Takes back the tokens of a request from a position on (speculative decoding, a regenerated answer): they leave the
+ * windows of rules, and a match that rests on them is followed by an event of kind `KRONSAE_EVENT_RETRACTED`.
+ * Statistics keep them: they were computed. It travels in the tap's queue as `kronsae_tap_end_request` does.
+ *
+ * Errors: as `kronsae_tap_end_request`.
+ *
+ * Threads: one at a time on one tap. Made for serving threads, as `kronsae_tap_submit`.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_tap_rewind(struct kronsae_tap *tap,
+                                  uint64_t request,
+                                  int32_t position,
+                                  struct kronsae_error **error);
+
+/**
+ * Destroys a tap. What it took in is still encoded, and its counters stay in the monitor's sums. NULL is allowed. May
+ * come before or after `kronsae_monitor_destroy`.
+ *
+ * Threads: one, when no other uses the tap any more.
+ *
+ * Since 0.1.0.
+ */
+void kronsae_tap_destroy(struct kronsae_tap *tap);
+
+/**
+ * Takes the oldest events, at most `most`, out of a monitor's queue. Waits up to timeout_ms for the first; 0 does not
+ * wait.
+ *
+ * out: receives the batch, which may be empty, to be freed with `kronsae_event_batch_destroy`; NULL on failure.
+ *
+ * Errors: `KRONSAE_STATUS_STOPPED` if the monitor was stopped and no event is left; `KRONSAE_STATUS_FORKED`;
+ * `KRONSAE_STATUS_INVALID_ARGUMENT`, also if most is 0.
+ *
+ * Threads: any number at once, each event going to one of them; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_poll_events(const struct kronsae_monitor *monitor,
+                                           size_t most,
+                                           uint32_t timeout_ms,
+                                           struct kronsae_event_batch **out,
+                                           struct kronsae_error **error);
+
+/**
+ * How many events a batch has. 0 for NULL.
+ *
+ * Threads: any number at once.
+ *
+ * Since 0.1.0.
+ */
+size_t kronsae_event_batch_count(const struct kronsae_event_batch *batch);
+
+/**
+ * Gives one event of a batch, the oldest first.
+ *
+ * index: below the batch's count. event: its struct_size says how much is filled. What it points to belongs to the batch
+ * and is valid until that is destroyed.
+ *
+ * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`.
+ *
+ * Threads: any number at once.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_event_batch_get(const struct kronsae_event_batch *batch,
+                                       size_t index,
+                                       struct kronsae_event *event,
+                                       struct kronsae_error **error);
+
+/**
+ * Frees a batch of events and all that its events point to. NULL is allowed.
+ *
+ * Threads: one, when no other uses the batch any more.
+ *
+ * Since 0.1.0.
+ */
+void kronsae_event_batch_destroy(struct kronsae_event_batch *batch);
+
+/**
+ * Sets the one event callback of a monitor, or removes it (NULL, the initial state). While there is one it receives the
+ * events as they are made, and polling receives none.
+ *
+ * When this returns, the previous callback has returned on every worker and will not be called again, so that what its
+ * `user_data` points to may be freed. It waits for that as long as it takes.
+ *
+ * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if called from inside a callback of a monitor; `KRONSAE_STATUS_FORKED`.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_set_event_callback(const struct kronsae_monitor *monitor,
+                                                  kronsae_event_callback callback,
+                                                  void *user_data,
+                                                  struct kronsae_error **error);
+
+/**
+ * Sets how the text of tokens is found, or removes it (NULL, the initial state: no text appears anywhere, token ids do).
+ *
+ * With it, the live page shows the text of recent tokens to whoever may see the page, and a recording that asks for
+ * text has it. The rest as in `kronsae_monitor_set_event_callback`.
+ *
+ * Errors: as `kronsae_monitor_set_event_callback`.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_set_token_text(const struct kronsae_monitor *monitor,
+                                              kronsae_token_text_callback callback,
+                                              void *user_data,
+                                              struct kronsae_error **error);
+
+/**
+ * Writes the metrics of a monitor as text, for the endpoint that a host serves to Prometheus.
+ *
+ * form: `KRONSAE_METRICS_*`; 0: Prometheus. buffer: capacity bytes; may be NULL if capacity is 0. size: receives the
+ * bytes of the text, without the NUL that follows it. The text was written if that is below capacity; otherwise there
+ * is nothing but a NUL, and it may be tried again with more room (a little more than size: the text changes meanwhile).
+ * That is no error.
+ *
+ * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`; `KRONSAE_STATUS_FORKED`.
+ *
+ * Threads: any number at once, with buffers of their own; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_metrics(const struct kronsae_monitor *monitor,
+                                       kronsae_metrics_form form,
+                                       char *buffer,
+                                       size_t capacity,
+                                       size_t *size,
+                                       struct kronsae_error **error);
+
+/**
+ * Writes all that a monitor counts as a JSON object, UTF-8: state, sites, taps, statistics, histograms, rules. Numbers
+ * that do not exist (the mean of a latent that never fired) are null.
+ *
+ * buffer, capacity, size: as in `kronsae_monitor_metrics`.
+ *
+ * Errors: as `kronsae_monitor_metrics`.
+ *
+ * Threads: any number at once, with buffers of their own; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_snapshot_json(const struct kronsae_monitor *monitor,
+                                             char *buffer,
+                                             size_t capacity,
+                                             size_t *size,
+                                             struct kronsae_error **error);
+
+/**
+ * Serves the live page of a monitor, `/metrics`, a JSON snapshot and a stream of events over HTTP, read-only, on threads
+ * of its own, until the monitor is destroyed: after `kronsae_monitor_stop` the last numbers can still be fetched. One
+ * page a monitor.
+ *
+ * options: NULL for defaults. bound: NULL with capacity 0, or receives the address it listens at, with the port, as
+ * "127.0.0.1:41234" and a NUL; capacity at least `KRONSAE_ADDRESS_CAPACITY`.
+ *
+ * Errors: `KRONSAE_STATUS_IO` if it cannot listen there (the port is in use, say); `KRONSAE_STATUS_INVALID_ARGUMENT`,
+ * also for an address beyond loopback without a token, or if the page is served already; `KRONSAE_STATUS_UNSUPPORTED`
+ * if the library was built without the feature `live`; `KRONSAE_STATUS_FORKED`.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_monitor_serve(const struct kronsae_monitor *monitor,
+                                     const struct kronsae_serve_options *options,
+                                     char *bound,
+                                     size_t capacity,
+                                     struct kronsae_error **error);
+
+/**
+ * Starts to record what the taps of a site take in, from the next batch on. One recording a site at a time.
+ *
+ * options: must not be NULL; folder has no default. out: receives the recorder, to be freed with
+ * `kronsae_recorder_destroy`; NULL on failure.
+ *
+ * Errors: `KRONSAE_STATUS_IO` if the folder cannot be made or written to; `KRONSAE_STATUS_INVALID_ARGUMENT`, also if
+ * there is no such site or it is recorded already; `KRONSAE_STATUS_OUT_OF_MEMORY`; `KRONSAE_STATUS_STOPPED`;
+ * `KRONSAE_STATUS_FORKED`.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_recorder_start(const struct kronsae_monitor *monitor,
+                                      uint32_t site,
+                                      const struct kronsae_recorder_options *options,
+                                      struct kronsae_recorder **out,
+                                      struct kronsae_error **error);
+
+/**
+ * Says how far a recording is.
+ *
+ * status: its struct_size says how much is filled; fields that this library does not know become 0.
+ *
+ * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`; `KRONSAE_STATUS_FORKED`.
+ *
+ * Threads: any number at once; not for serving threads.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_recorder_get_status(const struct kronsae_recorder *recorder,
+                                           struct kronsae_recorder_status *status,
+                                           struct kronsae_error **error);
+
+/**
+ * Ends a recording: writes the last shard, and forgets it. NULL is allowed. May come before or after
+ * `kronsae_monitor_destroy`, which ends it too. From inside a callback of a monitor it does nothing but log.
+ *
+ * Threads: one, when no other uses the recorder any more; not a serving thread.
+ *
+ * Since 0.1.0.
+ */
+void kronsae_recorder_destroy(struct kronsae_recorder *recorder);
 
 #ifdef __cplusplus
 }  // extern "C"

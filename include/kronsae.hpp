@@ -12,6 +12,16 @@
 // Error that is true if there is one. Where exceptions are enabled, Result::or_throw() turns a failure into one. (A
 // std::vector or std::string that cannot allocate still throws std::bad_alloc.)
 //
+// Monitoring, on the way of a server's tokens:
+//
+//     auto monitor = kronsae::Monitor::create();
+//     auto site = monitor->add_site(kronsae::SiteOptions("residual"), *sae);
+//     auto tap = monitor->tap(*site);                         // one for each serving thread
+//     tap->submit(kronsae::view(residual, rows, d_model), tags); // copies and returns; a full queue drops, counted
+//     ...
+//     auto events = monitor->poll_events(100, 1000);          // elsewhere: what rules found, waiting up to a second
+//     for (const kronsae::Event& event : *events) report(event.request, event.position, event.rule);
+//
 // Handles are move-only. A const method may be called by any number of threads at once, another by one at a time. A
 // Sae may be destroyed before its Encoders, whose calls then fail with KRONSAE_STATUS_STOPPED. A moved-from handle is
 // empty: its calls fail with KRONSAE_STATUS_INVALID_ARGUMENT.
@@ -26,6 +36,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -177,6 +188,7 @@ public:
 private:
     friend class Encoder;
     friend class Sae;
+    friend class Tap;
 
     // The C view. It shares the vectors' memory; decoding only reads through it.
     kronsae_latents c_view() const noexcept {
@@ -317,6 +329,425 @@ private:
     explicit Encoder(kronsae_encoder* handle) noexcept : handle_(handle) {}
 
     detail::Owned<kronsae_encoder, kronsae_encoder_destroy> handle_;
+};
+
+// What a call of the host's has to say of each row it submits: request, position, token, KRONSAE_TOKEN_* flags.
+using TokenTag = kronsae_token_tag;
+using Event = kronsae_event;
+using MonitorStatus = kronsae_monitor_status;
+using RecorderStatus = kronsae_recorder_status;
+
+// The options of the C header, with their starting values.
+struct MonitorOptions : kronsae_monitor_options {
+    MonitorOptions() noexcept : kronsae_monitor_options KRONSAE_MONITOR_OPTIONS_INIT {}
+};
+struct SiteOptions : kronsae_site_options {
+    // `name`, UTF-8, is not copied.
+    explicit SiteOptions(const char* site_name) noexcept : kronsae_site_options KRONSAE_SITE_OPTIONS_INIT {
+        name = site_name;
+    }
+    // At a layer of the host's model, which must be the one the SAE was trained at.
+    SiteOptions(const char* site_name, std::uint32_t site_layer) noexcept : SiteOptions(site_name) {
+        layer = site_layer;
+        flags |= KRONSAE_SITE_HAS_LAYER;
+    }
+};
+struct TapOptions : kronsae_tap_options {
+    TapOptions() noexcept : kronsae_tap_options KRONSAE_TAP_OPTIONS_INIT {}
+};
+struct ServeOptions : kronsae_serve_options {
+    ServeOptions() noexcept : kronsae_serve_options KRONSAE_SERVE_OPTIONS_INIT {}
+    explicit ServeOptions(const char* listen_address) noexcept : ServeOptions() { address = listen_address; }
+};
+struct RecorderOptions : kronsae_recorder_options {
+    // `folder` is not copied.
+    explicit RecorderOptions(const char* to_folder) noexcept : kronsae_recorder_options KRONSAE_RECORDER_OPTIONS_INIT {
+        folder = to_folder;
+    }
+};
+
+// Events that were polled together. Needs no monitor any more. What its events point to is valid as long as the batch.
+class EventBatch {
+public:
+    std::size_t size() const noexcept { return kronsae_event_batch_count(handle_.get()); }
+    bool empty() const noexcept { return size() == 0; }
+
+    // The event at `index`, the oldest first. All zero past the end.
+    Event operator[](std::size_t index) const noexcept {
+        Event event = KRONSAE_EVENT_INIT;
+        kronsae_event_batch_get(handle_.get(), index, &event, nullptr);
+        return event;
+    }
+
+    class iterator {
+    public:
+        iterator(const EventBatch* batch, std::size_t index) noexcept : batch_(batch), index_(index) {}
+        Event operator*() const noexcept { return (*batch_)[index_]; }
+        iterator& operator++() noexcept {
+            ++index_;
+            return *this;
+        }
+        bool operator!=(const iterator& other) const noexcept { return index_ != other.index_; }
+
+    private:
+        const EventBatch* batch_;
+        std::size_t index_;
+    };
+    iterator begin() const noexcept { return iterator(this, 0); }
+    iterator end() const noexcept { return iterator(this, size()); }
+
+private:
+    friend class Monitor;
+    explicit EventBatch(kronsae_event_batch* handle) noexcept : handle_(handle) {}
+
+    detail::Owned<kronsae_event_batch, kronsae_event_batch_destroy> handle_;
+};
+
+// Where one serving thread hands activations to a monitor. May outlive it; its calls then fail with
+// KRONSAE_STATUS_STOPPED.
+class Tap {
+public:
+    // Copies the rows and their tags, one for each row, into the tap's queue. Never waits and never allocates unless it
+    // fails; rows for which there is no room are dropped and counted. `accepted`: how many were not. See
+    // kronsae_tap_submit.
+    Error submit(const Activations& activations, const TokenTag* tags, std::size_t* accepted = nullptr) noexcept {
+        kronsae_error* error = nullptr;
+        kronsae_tap_submit(handle_.get(), &activations, tags, sizeof(TokenTag), accepted, &error);
+        return Error(error);
+    }
+
+    // Encodes on this thread, for hosts that act on the result, and hands the rows to the monitor as submit does. See
+    // kronsae_tap_encode.
+    Error encode(const Activations& activations, const TokenTag* tags, Latents& latents) noexcept {
+        kronsae_latents view = latents.c_view();
+        kronsae_error* error = nullptr;
+        if (kronsae_tap_encode(handle_.get(), &activations, tags, sizeof(TokenTag), &view, &error) ==
+            KRONSAE_STATUS_OK) {
+            latents.skipped_rows_ = view.skipped_rows;
+            latents.truncated_rows_ = view.truncated_rows;
+        }
+        return Error(error);
+    }
+
+    // The request is over. See kronsae_tap_end_request.
+    Error end_request(std::uint64_t request) noexcept {
+        kronsae_error* error = nullptr;
+        kronsae_tap_end_request(handle_.get(), request, &error);
+        return Error(error);
+    }
+
+    // Tokens of the request from `position` on are taken back. See kronsae_tap_rewind.
+    Error rewind(std::uint64_t request, std::int32_t position) noexcept {
+        kronsae_error* error = nullptr;
+        kronsae_tap_rewind(handle_.get(), request, position, &error);
+        return Error(error);
+    }
+
+    kronsae_tap* get() noexcept { return handle_.get(); }
+
+private:
+    friend class Monitor;
+    explicit Tap(kronsae_tap* handle) noexcept : handle_(handle) {}
+
+    detail::Owned<kronsae_tap, kronsae_tap_destroy> handle_;
+};
+
+// A recording of one site. Its end closes the last shard.
+class Recorder {
+public:
+    Result<RecorderStatus> status() const noexcept {
+        RecorderStatus status = KRONSAE_RECORDER_STATUS_INIT;
+        kronsae_error* error = nullptr;
+        if (kronsae_recorder_get_status(handle_.get(), &status, &error) != KRONSAE_STATUS_OK) return Error(error);
+        return status;
+    }
+
+    const kronsae_recorder* get() const noexcept { return handle_.get(); }
+
+private:
+    friend class Monitor;
+    explicit Recorder(kronsae_recorder* handle) noexcept : handle_(handle) {}
+
+    detail::Owned<kronsae_recorder, kronsae_recorder_destroy> handle_;
+};
+
+// Receives events as they are made, on a worker of the monitor, whose tokens wait meanwhile. See kronsae_event_callback.
+using EventCallback = std::function<void(const Event&)>;
+// Gives the bytes of a token's text; empty if it has none. Called on workers of the monitor.
+using TokenTextCallback = std::function<std::string(std::int32_t token)>;
+
+namespace detail {
+
+inline thread_local bool inside_monitor = false;
+
+// How many exceptions the callbacks of one monitor threw, and what the last one said.
+class Exceptions {
+public:
+    void caught(const char* what) noexcept {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        ++count_;
+        std::snprintf(last_, sizeof last_, "%s", what);
+    }
+    std::uint64_t count() const noexcept {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return count_;
+    }
+    std::string last() const {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return last_;
+    }
+
+private:
+    mutable std::mutex mutex_;
+    std::uint64_t count_ = 0;
+    char last_[256] = "";
+};
+
+// A callback where the library's user_data points. The library itself sees to it that none is called before it is set or
+// after it is replaced; `turn` says the same to thread checkers, which do not see into the library.
+template <typename Call>
+struct Hook {
+    Hook(Call&& with, Exceptions& to) : call(std::move(with)), exceptions(to) {
+        turn.fetch_add(1, std::memory_order_release);
+    }
+    ~Hook() { turn.load(std::memory_order_acquire); }
+
+    // Runs `body` for the library: nothing may unwind into it, so an exception ends here and is counted.
+    template <typename Body>
+    void run(Body&& body) noexcept {
+        turn.fetch_add(1, std::memory_order_acq_rel);
+        const bool was = std::exchange(inside_monitor, true);
+#if defined(__cpp_exceptions)
+        try {
+            body(call);
+        } catch (const std::exception& thrown) {
+            exceptions.caught(thrown.what());
+        } catch (...) {
+            exceptions.caught("something that is no std::exception");
+        }
+#else
+        body(call);
+#endif
+        inside_monitor = was;
+        turn.fetch_add(1, std::memory_order_release);
+    }
+
+    const Call call;
+    Exceptions& exceptions;
+    std::atomic<unsigned> turn{0};
+};
+
+inline void event_trampoline(void* user_data, const kronsae_event* event) noexcept {
+    static_cast<Hook<EventCallback>*>(user_data)->run([&](const EventCallback& call) { call(*event); });
+}
+
+inline std::size_t token_text_trampoline(void* user_data, std::int32_t token, char* buffer,
+                                         std::size_t capacity) noexcept {
+    std::size_t size = 0;
+    static_cast<Hook<TokenTextCallback>*>(user_data)->run([&](const TokenTextCallback& call) {
+        const std::string text = call(token);
+        text.copy(buffer, capacity);
+        size = text.size();
+    });
+    return size;
+}
+
+}  // namespace detail
+
+// Watches which latents fire while a host serves: sites, taps that are fed there, workers that encode. All methods are
+// const, so any number of threads may use one at once; none is for serving threads, which use a Tap. See kronsae_monitor.
+class Monitor {
+public:
+    static Result<Monitor> create(const MonitorOptions& options = MonitorOptions()) {
+        auto state = std::make_unique<State>();
+        kronsae_monitor* handle = nullptr;
+        kronsae_error* error = nullptr;
+        kronsae_monitor_create(&options, &handle, &error);
+        if (handle == nullptr) return Error(error);
+        state->handle.reset(handle);
+        return Monitor(std::move(state));
+    }
+
+    // Adds a site, and returns its number. The Sae may be destroyed afterwards.
+    Result<std::uint32_t> add_site(const SiteOptions& options, const Sae& sae) const noexcept {
+        return add_site(options, sae.get());
+    }
+
+    // A site where tokens are only recorded, since there is no model yet: options.d_model says how wide they are.
+    Result<std::uint32_t> add_recording_site(const SiteOptions& options) const noexcept {
+        return add_site(options, nullptr);
+    }
+
+    // Puts another model in force, while taps go on.
+    Error replace_sae(std::uint32_t site, const Sae& sae) const noexcept {
+        return call([&](auto* self, auto** error) { kronsae_monitor_replace_sae(self, site, sae.get(), error); });
+    }
+
+    // Rules from a TOML file. If it is refused, the old ones stay in force.
+    Error load_rules(const char* path) const noexcept {
+        return call([&](auto* self, auto** error) { kronsae_monitor_load_rules(self, path, error); });
+    }
+
+    // Rules from TOML text.
+    Error set_rules(std::string_view toml) const noexcept {
+        return call([&](auto* self, auto** error) { kronsae_monitor_set_rules(self, toml.data(), toml.size(), error); });
+    }
+
+    // Labels of a site's latents, from a TSV file of index and text.
+    Error load_labels(std::uint32_t site, const char* path) const noexcept {
+        return call([&](auto* self, auto** error) { kronsae_monitor_load_labels(self, site, path, error); });
+    }
+
+    // Sets the event callback; an empty one removes it. When this returns, the previous one has returned everywhere and
+    // is destroyed. What it throws is caught and counted. Fails if called from inside a callback of a monitor.
+    Error set_event_callback(EventCallback callback) const {
+        return set(&State::event, std::move(callback), [](auto* self, auto* hook, auto** error) {
+            kronsae_monitor_set_event_callback(self, hook ? detail::event_trampoline : nullptr, hook, error);
+        });
+    }
+
+    // Sets how the text of tokens is found; an empty one removes it. Without it no text appears anywhere. The rest as in
+    // set_event_callback; a token whose callback throws has no text.
+    Error set_token_text(TokenTextCallback callback) const {
+        return set(&State::text, std::move(callback), [](auto* self, auto* hook, auto** error) {
+            kronsae_monitor_set_token_text(self, hook ? detail::token_text_trampoline : nullptr, hook, error);
+        });
+    }
+
+    // How many exceptions this monitor's callbacks have thrown so far, and the last one's what(), or its beginning.
+    std::uint64_t callback_exceptions() const noexcept { return state_ ? state_->exceptions.count() : 0; }
+    std::string last_callback_exception() const { return state_ ? state_->exceptions.last() : std::string(); }
+
+    // At most `most` events, the oldest first; waits up to timeout_ms for the first. The batch may be empty.
+    Result<EventBatch> poll_events(std::size_t most, std::uint32_t timeout_ms = 0) const noexcept {
+        kronsae_event_batch* batch = nullptr;
+        kronsae_error* error = nullptr;
+        kronsae_monitor_poll_events(get(), most, timeout_ms, &batch, &error);
+        if (batch == nullptr) return Error(error);
+        return EventBatch(batch);
+    }
+
+    // State and counters.
+    Result<MonitorStatus> status() const noexcept {
+        MonitorStatus status = KRONSAE_MONITOR_STATUS_INIT;
+        kronsae_error* error = nullptr;
+        if (kronsae_monitor_get_status(get(), &status, &error) != KRONSAE_STATUS_OK) return Error(error);
+        return status;
+    }
+
+    // Metrics as text, for the endpoint a host serves to Prometheus. form: KRONSAE_METRICS_*.
+    Result<std::string> metrics(kronsae_metrics_form form = KRONSAE_METRICS_PROMETHEUS) const {
+        return text([&](char* buffer, std::size_t capacity, std::size_t* size, kronsae_error** error) {
+            return kronsae_monitor_metrics(get(), form, buffer, capacity, size, error);
+        });
+    }
+
+    // All that is counted, as a JSON object.
+    Result<std::string> snapshot_json() const {
+        return text([&](char* buffer, std::size_t capacity, std::size_t* size, kronsae_error** error) {
+            return kronsae_monitor_snapshot_json(get(), buffer, capacity, size, error);
+        });
+    }
+
+    // Serves the live page until the monitor is destroyed, and returns the address it listens at.
+    Result<std::string> serve(const ServeOptions& options = ServeOptions()) const {
+        char bound[KRONSAE_ADDRESS_CAPACITY] = "";
+        kronsae_error* error = nullptr;
+        if (kronsae_monitor_serve(get(), &options, bound, sizeof bound, &error) != KRONSAE_STATUS_OK) {
+            return Error(error);
+        }
+        return std::string(bound);
+    }
+
+    // A tap at a site: one for each thread that submits.
+    Result<Tap> tap(std::uint32_t site, const TapOptions& options = TapOptions()) const noexcept {
+        kronsae_tap* tap = nullptr;
+        kronsae_error* error = nullptr;
+        kronsae_tap_create(get(), site, &options, &tap, &error);
+        if (tap == nullptr) return Error(error);
+        return Tap(tap);
+    }
+
+    // Starts to record what a site's taps take in.
+    Result<Recorder> record(std::uint32_t site, const RecorderOptions& options) const noexcept {
+        kronsae_recorder* recorder = nullptr;
+        kronsae_error* error = nullptr;
+        kronsae_recorder_start(get(), site, &options, &recorder, &error);
+        if (recorder == nullptr) return Error(error);
+        return Recorder(recorder);
+    }
+
+    // Waits until what was submitted before is encoded; KRONSAE_STATUS_TIMEOUT if that takes longer.
+    Error flush(std::uint32_t timeout_ms) const noexcept {
+        return call([&](auto* self, auto** error) { kronsae_monitor_flush(self, timeout_ms, error); });
+    }
+
+    // Drains, closes recordings and ends the workers. Counters can still be asked for.
+    Error stop(std::uint32_t timeout_ms) const noexcept {
+        return call([&](auto* self, auto** error) { kronsae_monitor_stop(self, timeout_ms, error); });
+    }
+
+    const kronsae_monitor* get() const noexcept { return state_ ? state_->handle.get() : nullptr; }
+
+private:
+    // The handle is declared last and so destroyed first: no callback runs any more when the others go.
+    struct State {
+        detail::Exceptions exceptions;
+        std::mutex setting;
+        std::unique_ptr<detail::Hook<EventCallback>> event;
+        std::unique_ptr<detail::Hook<TokenTextCallback>> text;
+        detail::Owned<kronsae_monitor, kronsae_monitor_destroy> handle;
+    };
+
+    explicit Monitor(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+
+    template <typename Call>
+    Error call(Call&& function) const noexcept {
+        kronsae_error* error = nullptr;
+        function(get(), &error);
+        return Error(error);
+    }
+
+    Result<std::uint32_t> add_site(const SiteOptions& options, const kronsae_sae* sae) const noexcept {
+        std::uint32_t site = 0;
+        kronsae_error* error = nullptr;
+        if (kronsae_monitor_add_site(get(), &options, sae, &site, &error) != KRONSAE_STATUS_OK) return Error(error);
+        return Result<std::uint32_t>(std::move(site));
+    }
+
+    template <typename Callback, typename Set>
+    Error set(std::unique_ptr<detail::Hook<Callback>> State::* member, Callback&& callback, Set&& in_c) const {
+        kronsae_error* error = nullptr;
+        if (detail::inside_monitor || !state_) {
+            // Refused by the library. Waiting for the mutex here could wait for a thread that waits for this callback.
+            in_c(get(), static_cast<detail::Hook<Callback>*>(nullptr), &error);
+            return Error(error);
+        }
+        std::unique_ptr<detail::Hook<Callback>> next;
+        if (callback) next = std::make_unique<detail::Hook<Callback>>(std::move(callback), state_->exceptions);
+        const std::lock_guard<std::mutex> lock(state_->setting);
+        in_c(get(), next.get(), &error);
+        if (error == nullptr) std::swap((*state_).*member, next);
+        return Error(error);
+    }
+
+    // Asks for a text with room enough: it may grow between the calls.
+    template <typename Write>
+    static Result<std::string> text(Write&& write) {
+        std::string text(4096, '\0');
+        for (;;) {
+            std::size_t size = 0;
+            kronsae_error* error = nullptr;
+            if (write(text.data(), text.size(), &size, &error) != KRONSAE_STATUS_OK) return Error(error);
+            if (size < text.size()) {
+                text.resize(size);
+                return text;
+            }
+            text.assign(size + size / 8 + 1, '\0');
+        }
+    }
+
+    std::unique_ptr<State> state_;
 };
 
 using LogCallback = std::function<void(kronsae_log_level, std::string_view)>;

@@ -116,6 +116,16 @@ impl<'a> Activations<'a> {
         self.dtype
     }
 
+    /// Where row 0 starts; only for reading the rows' own bytes.
+    pub(crate) fn as_ptr(&self) -> *const u8 {
+        self.data
+    }
+
+    /// Bytes from one row to the next.
+    pub(crate) fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
     /// The rows `range`, as a view of their own.
     ///
     /// # Panics

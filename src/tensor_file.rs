@@ -107,6 +107,17 @@ impl<'a> TensorFile<'a> {
         &self.name
     }
 
+    /// What tells later whether the file at `path`, by which this one was opened, is still the same; None in memory.
+    ///
+    /// # Errors
+    /// [`Status::Io`].
+    pub(crate) fn stamp(&self, path: &Path) -> Result<Option<crate::sae::FileStamp>> {
+        match &self.source {
+            Source::File(file) => crate::sae::FileStamp::of(path, file).map(Some),
+            Source::Bytes(_) => Ok(None),
+        }
+    }
+
     /// The metadata string under `key`.
     #[must_use]
     pub fn metadata(&self, key: &str) -> Option<&str> {
@@ -253,6 +264,33 @@ pub fn write_f32(sink: &mut dyn Write, values: &[f32]) -> io::Result<()> {
 /// [`Status::Io`], and the target, if it existed, is as it was; [`Status::InvalidArgument`] if a shape overflows or a
 /// tensor's source writes another number of bytes than its shape says.
 pub fn write(path: &Path, metadata: &BTreeMap<String, String>, tensors: Vec<TensorOut<'_>>) -> Result<()> {
+    write_as(path, Readers::Default, metadata, tensors)
+}
+
+/// As [`write`], and nobody but the owner may read or write the file (mode 0600), at no time and whatever a file that it
+/// replaces allowed.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_private(path: &Path, metadata: &BTreeMap<String, String>, tensors: Vec<TensorOut<'_>>) -> Result<()> {
+    write_as(path, Readers::Owner, metadata, tensors)
+}
+
+/// Who may read a new file.
+#[derive(Clone, Copy, PartialEq)]
+enum Readers {
+    /// Those who could read the file it replaces; where there was none, whom the umask allows.
+    Default,
+    /// Its owner alone.
+    Owner,
+}
+
+fn write_as(
+    path: &Path,
+    readers: Readers,
+    metadata: &BTreeMap<String, String>,
+    tensors: Vec<TensorOut<'_>>,
+) -> Result<()> {
     let name = path.display().to_string();
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
@@ -276,7 +314,7 @@ pub fn write(path: &Path, metadata: &BTreeMap<String, String>, tensors: Vec<Tens
     let padded = (header.len() + 8).next_multiple_of(64) - 8;
     header.resize(padded, b' ');
 
-    replace(path, |sink| {
+    replace_as(path, readers, |sink| {
         sink.write_all(&(padded as u64).to_le_bytes())?;
         sink.write_all(&header)?;
         for (tensor, len) in tensors.into_iter().zip(lengths) {
@@ -313,6 +351,10 @@ impl Write for Counted<'_> {
 /// # Errors
 /// [`Status::Io`], or [`Status::InvalidArgument`] where `fill` itself returned `InvalidInput`.
 pub fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    replace_as(path, Readers::Default, fill)
+}
+
+fn replace_as(path: &Path, readers: Readers, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let name = path.display().to_string();
     let file_name = path.file_name().ok_or_else(|| Error::invalid(format!("{name}: not a file name")))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -324,8 +366,16 @@ pub fn replace(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>)
     let temporary = Temporary(folder.join(temporary));
 
     let written = (|| {
-        let file = File::create(&temporary.0)?;
-        if let Ok(old) = std::fs::metadata(path) {
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true);
+        if readers == Readers::Owner {
+            use std::os::unix::fs::OpenOptionsExt;
+            options.mode(0o600);
+        }
+        let file = options.open(&temporary.0)?;
+        if readers == Readers::Default
+            && let Ok(old) = std::fs::metadata(path)
+        {
             // Who may read it is not ours to change. A file system that knows no permissions refuses; so be it.
             let _ = file.set_permissions(old.permissions());
         }

@@ -261,19 +261,19 @@ fn work(shared: &Shared, index: usize, count: usize) {
     }
 }
 
-fn process_id() -> libc::pid_t {
+pub(crate) fn process_id() -> libc::pid_t {
     // SAFETY: getpid has no preconditions.
     unsafe { libc::getpid() }
 }
 
 /// While alive, this thread has all signals blocked; threads started meanwhile inherit that, so that the host's
 /// handlers never run on them.
-struct SignalsBlocked {
+pub(crate) struct SignalsBlocked {
     before: libc::sigset_t,
 }
 
 impl SignalsBlocked {
-    fn enter() -> Self {
+    pub(crate) fn enter() -> Self {
         // SAFETY: both sets are valid for writes; sigset_t is plain data for which zeroes are a value.
         unsafe {
             let mut all: libc::sigset_t = std::mem::zeroed();

@@ -2,17 +2,17 @@
 
 use super::buffers::{disjoint, output, slice_mut};
 use super::error::{boundary, destructor, kronsae_error};
+use super::exclusive::Exclusive;
 use super::handle::{self, Handle};
 use super::sae::{Model, kronsae_sae};
 use super::status::kronsae_status;
 use super::structs::{self, Versioned};
 use super::views::{kronsae_activations, kronsae_latents};
-use crate::encode::{Encoder, EncoderOptions, LatentsMut};
+use crate::activations::Activations;
+use crate::encode::{EncodeSummary, Encoder, EncoderOptions, LatentsMut};
 use crate::error::{Error, Result, Status};
-use std::cell::UnsafeCell;
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Turns activations into sparse latents: a model, a workspace, and threads of its own.
 ///
@@ -24,33 +24,16 @@ pub struct kronsae_encoder {
 }
 
 pub(super) struct EncoderBody {
-    state: AtomicU32,
     /// The process that made it.
     process: u32,
     model: Arc<Model>,
-    encoder: UnsafeCell<Encoder>,
+    encoder: Exclusive<Encoder>,
 }
-
-const IDLE: u32 = 0;
-const BUSY: u32 = 1;
-const POISONED: u32 = 2;
 
 impl Handle for kronsae_encoder {
     type Body = EncoderBody;
     const NAME: &'static str = "kronsae_encoder";
     const MAGIC: u64 = u64::from_le_bytes(*b"kronsENC");
-}
-
-/// Holds the encoder for one call. Dropped by a panic, it leaves the encoder poisoned.
-struct Exclusive<'a> {
-    body: &'a EncoderBody,
-    finished: bool,
-}
-
-impl Drop for Exclusive<'_> {
-    fn drop(&mut self) {
-        self.body.state.store(if self.finished { IDLE } else { POISONED }, Ordering::Release);
-    }
 }
 
 impl EncoderBody {
@@ -62,21 +45,7 @@ impl EncoderBody {
                 "this encoder was made before fork(); make a new one in the child process",
             ));
         }
-        match self.state.compare_exchange(IDLE, BUSY, Ordering::Acquire, Ordering::Relaxed) {
-            Ok(_) => {}
-            Err(POISONED) => {
-                return Err(Error::new(
-                    Status::Poisoned,
-                    "an internal error was caught in this encoder before; destroy it and make a new one",
-                ));
-            }
-            Err(_) => return Err(Error::invalid("this encoder is in use by another thread; make one for each thread")),
-        }
-        let mut guard = Exclusive { body: self, finished: false };
-        // SAFETY: whoever moved the state from IDLE to BUSY has the encoder until the guard moves it on.
-        let outcome = call(unsafe { &mut *self.encoder.get() });
-        guard.finished = true;
-        outcome
+        self.encoder.run(call)
     }
 }
 
@@ -124,9 +93,8 @@ pub unsafe extern "C" fn kronsae_encoder_create(
             let model = Arc::clone(&handle::borrow(sae)?.model);
             let options = structs::read_options(options)?;
             let options = EncoderOptions { threads: options.threads.max(1) as usize, ..EncoderOptions::default() };
-            let encoder = UnsafeCell::new(Encoder::new(Arc::clone(&model.sae), options)?);
-            let state = AtomicU32::new(IDLE);
-            out.write(handle::create(EncoderBody { state, process: std::process::id(), model, encoder }));
+            let encoder = Exclusive::new("encoder", Encoder::new(Arc::clone(&model.sae), options)?);
+            out.write(handle::create(EncoderBody { process: std::process::id(), model, encoder }));
         }
         Ok(())
     };
@@ -163,23 +131,25 @@ pub unsafe extern "C" fn kronsae_encode(
         let body = unsafe { handle::borrow(encoder.cast_const()) }?;
         body.exclusively(|encoder| {
             body.model.check_running()?;
+            #[cfg(test)]
+            super::tests::planted_panic();
             // SAFETY: as above.
-            unsafe { encode(encoder, activations, latents) }
+            unsafe { with_buffers(activations, latents, |x, out| encoder.encode(x, out)) }
         })
     };
     // SAFETY: as above.
     unsafe { boundary("kronsae_encode", error, body) }
 }
 
+/// Checks a caller's activations and latents, runs `encode` on them and fills in its summary.
+///
 /// # Safety
 /// The structs and what they point to are as the header asks, where they are not visibly otherwise.
-unsafe fn encode(
-    encoder: &mut Encoder,
+pub(super) unsafe fn with_buffers(
     activations: *const kronsae_activations,
     latents: *mut kronsae_latents,
+    encode: impl FnOnce(Activations<'_>, &mut LatentsMut<'_>) -> Result<EncodeSummary>,
 ) -> Result<()> {
-    #[cfg(test)]
-    super::tests::planted_panic();
     // SAFETY: the caller's promise.
     let (x, to) = unsafe { (structs::read(activations)?, structs::read(latents.cast_const())?) };
     let batch = x.batch()?;
@@ -200,7 +170,7 @@ unsafe fn encode(
         if !to.row_flags.is_null() {
             out = out.with_flags(slice_mut(to.row_flags, rows, "row_flags")?);
         }
-        encoder.encode(x.view(batch)?, &mut out)?
+        encode(x.view(batch)?, &mut out)?
     };
     // SAFETY: `latents` was read before, so it is valid; its struct_size covers both fields, which are of version 0.1.0.
     unsafe {

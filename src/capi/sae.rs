@@ -5,13 +5,13 @@ use super::error::{boundary, c_text, destructor, kronsae_error};
 use super::handle::{self, Handle};
 use super::log::{KRONSAE_LOG_INFO, log};
 use super::status::kronsae_status;
+use super::strings::{path_of, text};
 use super::structs::{self, Versioned};
 use super::views::kronsae_dtype;
 use crate::error::{Error, Result, Status};
 use crate::sae::{Encoder, LoadOptions, Sae, Selection};
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::mem::offset_of;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -164,26 +164,6 @@ unsafe fn load_options(options: *const kronsae_sae_options) -> Result<LoadOption
         0 | 1 => Ok(LoadOptions { encoder_only: options.encoder_only == 1 }),
         other => Err(Error::invalid(format!("kronsae_sae_options: encoder_only is {other}, expected 0 or 1"))),
     }
-}
-
-/// The text behind a C string.
-unsafe fn text<'a>(pointer: *const c_char, what: &str) -> Result<&'a CStr> {
-    if pointer.is_null() {
-        return Err(Error::invalid(format!("{what} is null")));
-    }
-    // SAFETY: not null; terminated and unchanged by the caller's promise.
-    Ok(unsafe { CStr::from_ptr(pointer) })
-}
-
-#[cfg(unix)]
-fn path_of(text: &CStr) -> Result<&Path> {
-    use std::os::unix::ffi::OsStrExt;
-    Ok(Path::new(std::ffi::OsStr::from_bytes(text.to_bytes())))
-}
-
-#[cfg(not(unix))]
-fn path_of(text: &CStr) -> Result<&Path> {
-    text.to_str().map(Path::new).map_err(|_| Error::invalid("path is not UTF-8"))
 }
 
 fn opened(sae: Sae, from: &str) -> *mut kronsae_sae {

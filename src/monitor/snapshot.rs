@@ -2,25 +2,9 @@
 
 use super::event::Severity;
 use super::tag::TokenTag;
-use serde::{Serialize, Serializer};
-use std::fmt;
+pub use crate::sae::ModelId;
+use serde::Serialize;
 use std::sync::Arc;
-
-/// Which model file: the first 16 hexadecimal digits of its SHA-256.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ModelId(pub [u8; 8]);
-
-impl fmt::Display for ModelId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl Serialize for ModelId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
 
 /// What a monitor is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

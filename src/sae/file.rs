@@ -113,7 +113,9 @@ fn read(file: &TensorFile<'_>, options: LoadOptions) -> Result<Sae> {
     let calibration = calibrated.then_some(Calibration { rate, mean, quantiles, levels });
 
     let encoder = EncoderWeights { weight, bias, threshold };
-    Ok(Sae { config, encoder, decoder, calibration, derived: super::Derived::default() })
+    // Whoever read the file says which it was.
+    let identity = super::Identity::new(super::Origin::Parts);
+    Ok(Sae { config, encoder, decoder, calibration, derived: super::Derived::default(), identity })
 }
 
 /// The dtype of a tensor, whose shape must be `shape`.

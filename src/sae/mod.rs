@@ -2,14 +2,18 @@
 
 mod config;
 mod file;
+mod identity;
 mod weights;
 
 pub use config::{Config, Encoder, MAX_LATENTS, Selection};
 pub use file::{FORMAT, LoadOptions, ModelWriter, Which, tensors};
+pub use identity::ModelId;
 pub use weights::{ElementsRef, Matrix, MatrixRef, padded};
 
 use crate::error::{Error, Result, Status};
 use crate::memory::Aligned;
+pub(crate) use identity::FileStamp;
+use identity::{Identity, Origin};
 use std::any::Any;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +26,7 @@ pub struct Sae {
     decoder: Option<DecoderWeights>,
     calibration: Option<Calibration>,
     derived: Derived,
+    identity: Identity,
 }
 
 /// What users of a model have derived from its weights, to be shared by all of them. Its type is theirs alone, so that
@@ -83,7 +88,12 @@ impl Sae {
     /// # Errors
     /// As [`Sae::open`].
     pub fn open_with(path: impl AsRef<Path>, options: LoadOptions) -> Result<Self> {
-        file::load(&crate::tensor_file::TensorFile::open(path.as_ref())?, options)
+        let file = crate::tensor_file::TensorFile::open(path.as_ref())?;
+        let mut sae = file::load(&file, options)?;
+        if let Some(stamp) = file.stamp(path.as_ref())? {
+            sae.identity = Identity::new(Origin::File(stamp));
+        }
+        Ok(sae)
     }
 
     /// Reads and validates a model file held in memory. The bytes are copied; they may go afterwards.
@@ -91,7 +101,9 @@ impl Sae {
     /// # Errors
     /// As [`Sae::open`], without [`Status::Io`].
     pub fn from_bytes(bytes: &[u8], options: LoadOptions) -> Result<Self> {
-        file::load(&crate::tensor_file::TensorFile::from_bytes("model bytes", bytes)?, options)
+        let mut sae = file::load(&crate::tensor_file::TensorFile::from_bytes("model bytes", bytes)?, options)?;
+        sae.identity = Identity::new(Origin::Bytes(ModelId::of_bytes(bytes)));
+        Ok(sae)
     }
 
     /// A model from weights in memory, as [`Sae::open`] would have read them.
@@ -130,13 +142,30 @@ impl Sae {
                 )));
             }
         }
-        Ok(Sae { config, encoder, decoder, calibration: None, derived: Derived::default() })
+        Ok(Sae {
+            config,
+            encoder,
+            decoder,
+            calibration: None,
+            derived: Derived::default(),
+            identity: Identity::new(Origin::Parts),
+        })
     }
 
     /// Shape, selection, units, origin.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Which model this is: the first 8 bytes of its file's SHA-256, or of the SHA-256 of config and weights where it was
+    /// made of parts. The first call reads the whole file once more; opening does not, so that it stays fast.
+    ///
+    /// # Errors
+    /// [`Status::Io`] if the file is gone, or is not any more the one that was opened (another inode, length or time of
+    /// change); [`Status::OutOfMemory`].
+    pub fn model_id(&self) -> Result<ModelId> {
+        self.identity.id(&self.config, &self.encoder, self.decoder.as_ref())
     }
 
     /// The encoder's weights.

@@ -61,31 +61,12 @@ static void reset(scene *s) {
     s->term.coefficient = 1.0f;
 }
 
-/* Checks a refusal: its status, and that the message says `what`. */
-static void refused(kronsae_status found, kronsae_status expected, kronsae_error *error, const char *what, int line) {
-    const char *message = kronsae_error_message(error);
-    int right = found == expected && kronsae_error_status(error) == expected && strstr(message, what) != NULL;
-    CHECK(right);
-    if (!right) {
-        fprintf(stderr, "hostile.c:%d: status %d, expected %d with `%s`: %s\n", line, (int)found, (int)expected, what, message);
-    }
-    kronsae_error_destroy(error);
-}
-
-/* Calls first and looks at `error` after: C leaves the order of arguments open. */
-#define REFUSED(call, expected, what)                                                 \
-    do {                                                                              \
-        kronsae_status found = (call);                                                \
-        refused(found, expected, error, what, __LINE__);                              \
-        error = NULL;                                                                 \
-    } while (0)
-
 static void encode_refused(scene *s, kronsae_status expected, const char *what, int line) {
     kronsae_error *error = NULL;
     kronsae_status status;
     s->counts[0] = 77;
     status = kronsae_encode(s->encoder, &s->in, &s->latents, &error);
-    refused(status, expected, error, what, line);
+    check_refused(status, expected, error, what, __FILE__, line);
     CHECK(s->counts[0] == 77); /* nothing was written */
     reset(s);
     CHECK(kronsae_encode(s->encoder, &s->in, &s->latents, NULL) == KRONSAE_STATUS_OK); /* and the encoder still works */
@@ -97,7 +78,7 @@ static void decode_refused(scene *s, kronsae_status expected, const char *what, 
     kronsae_status status;
     s->x[0] = 77.0f;
     status = kronsae_decode(s->sae, &s->latents, &s->out, &error);
-    refused(status, expected, error, what, line);
+    check_refused(status, expected, error, what, __FILE__, line);
     CHECK(s->x[0] == 77.0f);
     reset(s);
     CHECK(kronsae_decode(s->sae, &s->latents, &s->out, NULL) == KRONSAE_STATUS_OK);
@@ -107,7 +88,7 @@ static void decode_refused(scene *s, kronsae_status expected, const char *what, 
 static void steer_refused(scene *s, const kronsae_steer_term *terms, size_t n, size_t size, const char *what, int line) {
     kronsae_error *error = NULL;
     kronsae_status status = kronsae_steer(s->sae, &s->out, terms, n, size, &error);
-    refused(status, KRONSAE_STATUS_INVALID_ARGUMENT, error, what, line);
+    check_refused(status, KRONSAE_STATUS_INVALID_ARGUMENT, error, what, __FILE__, line);
     CHECK(s->x[0] == 1.0f && s->x[1] == 1.0f);
     reset(s);
 }

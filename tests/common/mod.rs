@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
-use kronsae::sae::{Config, Encoder, ModelWriter, Selection, Which};
+use kronsae::sae::{Config, Encoder, LoadOptions, ModelWriter, Selection, Which};
 use kronsae::{Dtype, Sae};
 use std::path::Path;
 
@@ -124,7 +124,8 @@ pub(crate) fn random_sae(encoder: Encoder, d: usize, selection: Selection, dtype
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     write_random_model(&path, encoder, d, selection, dtype, rng);
-    Sae::open(&path).unwrap()
+    // The file is gone when this returns; its bytes, too, have an id.
+    Sae::from_bytes(&std::fs::read(&path).unwrap(), LoadOptions::default()).unwrap()
 }
 
 /// The encoder's weights as plain rows.

@@ -3,7 +3,23 @@
 use std::path::{Path, PathBuf};
 
 /// The sources in the order a reader of the header wants them.
-const SOURCES: [&str; 8] = ["version", "status", "error", "log", "views", "sae", "encode", "decode"];
+const SOURCES: [&str; 15] = [
+    "version",
+    "status",
+    "error",
+    "log",
+    "views",
+    "sae",
+    "encode",
+    "decode",
+    "monitor/lifecycle",
+    "monitor/sites",
+    "monitor/taps",
+    "monitor/events",
+    "monitor/callbacks",
+    "monitor/output",
+    "monitor/recorder",
+];
 
 /// The workspace this program was built from.
 fn root() -> PathBuf {

@@ -26,6 +26,22 @@ struct Program {
 const C: Program =
     Program { name: "capi", sources: &["tests/c/capi.c", "tests/c/hostile.c"], cpp: false, flags: &["-std=c11"] };
 const CPP: Program = Program { name: "capi_cpp", sources: &["tests/c/capi.cpp"], cpp: true, flags: &["-std=c++17"] };
+const MONITOR: Program = Program {
+    name: "monitor",
+    sources: &["tests/c/monitor.c", "tests/c/monitor_hostile.c", "tests/c/monitor_lives.c"],
+    cpp: false,
+    flags: &["-std=c11"],
+};
+const MONITOR_CPP: Program =
+    Program { name: "monitor_cpp", sources: &["tests/c/monitor.cpp"], cpp: true, flags: &["-std=c++17"] };
+const MONITOR_CPP_NO_EXCEPTIONS: Program = Program {
+    name: "monitor_cpp_no_exceptions",
+    sources: &["tests/c/monitor.cpp"],
+    cpp: true,
+    flags: &["-std=c++17", "-fno-exceptions", "-fno-rtti"],
+};
+const EXAMPLE: Program =
+    Program { name: "example_monitor", sources: &["examples/c/monitor.c"], cpp: false, flags: &["-std=c11"] };
 const CPP_NO_EXCEPTIONS: Program = Program {
     name: "capi_cpp_no_exceptions",
     sources: &["tests/c/capi.cpp"],
@@ -160,10 +176,11 @@ pub(crate) fn c_and_cpp(root: &Path) -> Result<(), String> {
     require(&[&compiler(false), &compiler(true)])?;
     let tree = build(root)?;
     for link in [Link::Shared, Link::Static] {
-        for program in [&C, &CPP, &CPP_NO_EXCEPTIONS] {
+        for program in [&C, &CPP, &CPP_NO_EXCEPTIONS, &MONITOR, &MONITOR_CPP, &MONITOR_CPP_NO_EXCEPTIONS] {
             tree.check(&tree.compile(program, link, &[])?, &[], &[])?;
         }
     }
+    tree.example()?;
     tree.front_page()
 }
 
@@ -185,7 +202,7 @@ pub(crate) fn sanitizers(root: &Path) -> Result<(), String> {
     }
     let environment = [("ASAN_OPTIONS", "detect_leaks=1:abort_on_error=0"), ("UBSAN_OPTIONS", "print_stacktrace=1")];
     for link in [Link::Shared, Link::Static] {
-        for program in [&C, &CPP] {
+        for program in [&C, &CPP, &MONITOR, &MONITOR_CPP] {
             tree.check(&tree.compile(program, link, &SANITIZE)?, &[], &environment)?;
         }
     }
@@ -202,7 +219,7 @@ pub(crate) fn valgrind(root: &Path) -> Result<(), String> {
     let suppressions = format!("--suppressions={}", root.join("tests/c/valgrind.supp").display());
     let leaks = ["--leak-check=full", "--errors-for-leak-kinds=definite,indirect"];
     let prefix = ["valgrind", "--quiet", VALGRIND_FOUND, leaks[0], leaks[1], &suppressions];
-    for program in [&C, &CPP] {
+    for program in [&C, &CPP, &MONITOR, &MONITOR_CPP] {
         tree.check(&tree.compile(program, Link::Shared, &[])?, &prefix, &[("KRONSAE_ISA", valgrind_isa())])?;
     }
     Ok(())
