@@ -143,7 +143,7 @@
 
 /** Starting values: struct_size set, everything else the default; folder is for you to set. */
 #define KRONSAE_RECORDER_OPTIONS_INIT \
-    { sizeof(kronsae_recorder_options), 0, 0, 0, 0, 0, NULL, NULL, NULL }
+    { sizeof(kronsae_recorder_options), 0, 0, 0, 0, 0, 0, NULL, NULL, NULL }
 
 /** Starting values: struct_size set, everything else 0. */
 #define KRONSAE_RECORDER_STATUS_INIT { sizeof(kronsae_recorder_status), 0, 0, 0 }
@@ -201,6 +201,12 @@
 #define KRONSAE_RECORD_TEXT 2
 
 /**
+ * Bit of a recording's flags: tokens at position 0 are recorded, too. Off by default: they are attention sinks, of a
+ * hundred times the norm, and no good for training.
+ */
+#define KRONSAE_RECORD_POSITION_0 4
+
+/**
  * Turns activations into sparse latents: a model, a workspace, and threads of its own.
  *
  * Threads: one at a time; make one for each thread that encodes. A call that overlaps another on the same encoder is
@@ -247,7 +253,8 @@ typedef struct kronsae_monitor kronsae_monitor;
  * Threads: const, so any number of threads may use one at once, except for `kronsae_recorder_destroy`. In a child
  * process its calls return `KRONSAE_STATUS_FORKED`.
  *
- * Lifetime: stopping or destroying the monitor closes the shards. The recorder then has its last numbers still.
+ * Lifetime: stopping the monitor closes the shards; destroying it is legal and closes them, too, and later calls return
+ * `KRONSAE_STATUS_STOPPED`.
  */
 typedef struct kronsae_recorder kronsae_recorder;
 
@@ -461,13 +468,13 @@ typedef struct kronsae_monitor_options {
     uint32_t encoder_threads;
     /** Requests of a site with state at a time; the oldest is given up for a new one, and counted. 0: 4096. */
     uint32_t requests;
-    /** Events that wait for `kronsae_monitor_poll_events`; further ones are lost, and counted. 0: 4096. */
+    /** Events that wait for `kronsae_monitor_poll_events`; of more, the oldest are lost, and counted. 0: 4096. */
     uint32_t events;
     /** Tokens of a site that the live page can look back on. 0: 512. */
     uint32_t recent_tokens;
     /** The most watched latents of a site, each of which adds series to the metrics. 0: 64. */
     uint32_t watched;
-    /** Added to the workers' nice value, 1 to 19. 0: nothing. */
+    /** The workers' nice value, -20 to 19; below the host's it needs privileges. 0: the host's. */
     int32_t nice;
     /** The share of one CPU's time that a worker may use, above 0 to 1. 0: 1, all of it. */
     float cpu_share;
@@ -477,7 +484,7 @@ typedef struct kronsae_monitor_options {
     float least_tokens_per_second;
     /** 0. */
     uint32_t reserved;
-    /** Tokens after which a recent firing weighs half in the decayed rates. 0: the library's choice. */
+    /** Tokens after which an observation counts half in rates and drift. 0: 10,000. */
     double half_life_tokens;
     /**
      * CPUs that workers may run on, n_cpus numbers. NULL, with n_cpus 0: those of the thread that makes the monitor.
@@ -517,7 +524,7 @@ typedef struct kronsae_monitor_status {
     uint64_t queued;
     /** Events made. */
     uint64_t events;
-    /** Events for which the queue had no room, because nobody polled. */
+    /** Events that were lost because polling was too slow. */
     uint64_t events_lost;
     /** Bytes of queues and state. */
     uint64_t memory;
@@ -543,13 +550,13 @@ typedef struct kronsae_site_options {
     /** 0. */
     uint32_t reserved;
     /**
-     * The site's name, UTF-8, unique in the monitor; it appears in events, metrics and on the live page. There is no
-     * default.
+     * The site's name, UTF-8, 1 to 128 characters, unique in the monitor; it appears in events, in metrics and on the live
+     * page. There is no default.
      */
     const char *name;
     /**
-     * Latents to watch, n_watch indices: the metrics carry their values, and with a model that has a threshold only
-     * they and those of rules are computed. NULL, with n_watch 0: all latents.
+     * Latents to watch, n_watch indices: the metrics carry them, and with a model that selects by threshold only they are
+     * computed, exactly; rules may look at no others then. NULL, with n_watch 0: all latents are computed.
      */
     const uint32_t *watch;
     /** Indices in watch. */
@@ -660,7 +667,8 @@ typedef void (*kronsae_event_callback)(void *user_data, const struct kronsae_eve
  * `KRONSAE_TOKEN_TEXT_MOST`. The bytes need not be UTF-8 by themselves. `user_data` is what was given to
  * `kronsae_monitor_set_token_text`.
  *
- * It runs on workers of the monitor, under the rules of `kronsae_event_callback`.
+ * It runs on the thread of the live page, and on workers that record text, under the rules of
+ * `kronsae_event_callback`; several threads may be in it at once. Never on a serving thread.
  */
 typedef size_t (*kronsae_token_text_callback)(void *user_data, int32_t token, char *buffer, size_t capacity);
 
@@ -697,13 +705,20 @@ typedef struct kronsae_recorder_options {
     uint32_t flags;
     /** `KRONSAE_DTYPE_F32` or `KRONSAE_DTYPE_BF16`. 0: BF16. */
     kronsae_dtype dtype;
-    /** Seconds after which an unfinished shard is closed. 0: the library's choice. */
+    /** Seconds after its first token when a shard is written at the latest, full or not. 0: 60. */
     uint32_t shard_seconds;
-    /** Tokens of a shard. 0: the library's choice. */
+    /** Tokens of a shard, so many of which are held in memory. 0: 4096. */
     uint64_t shard_tokens;
-    /** Bytes of all shards together; what comes after is counted as left out. 0: no limit. */
+    /**
+     * Recording ends before the folder's shards, those found there included, are larger. 0: 16 GiB; UINT64_MAX: no limit.
+     */
     uint64_t most_bytes;
-    /** The folder to write to, made if it is missing. Files are readable by their owner only. There is no default. */
+    /** Recording ends after so many tokens. 0: no limit. */
+    uint64_t most_tokens;
+    /**
+     * The folder to write to, made if it is missing; shards that are there stay. On Unix its name in bytes, elsewhere
+     * UTF-8. Files are readable by their owner only. There is no default.
+     */
     const char *folder;
     /** Written into the shards: which LLM, UTF-8. NULL: not said. */
     const char *model;
@@ -715,9 +730,9 @@ typedef struct kronsae_recorder_options {
 typedef struct kronsae_recorder_status {
     /** sizeof(kronsae_recorder_status). Written by the caller. */
     uint32_t struct_size;
-    /** 1 while it records. Otherwise 0. */
+    /** 1 while the monitor runs. Otherwise 0: the shards are closed. */
     uint32_t recording;
-    /** Tokens written. */
+    /** Tokens in finished shards. */
     uint64_t written;
     /** Tokens it had to leave out: the disk was full, say. */
     uint64_t failures;
@@ -1136,9 +1151,11 @@ kronsae_status kronsae_monitor_get_status(const struct kronsae_monitor *monitor,
                                           struct kronsae_error **error);
 
 /**
- * Waits until all that was submitted before is encoded and its events are made: tokens, ends of requests and rewinds.
+ * Waits until all that was submitted before is encoded and its events are made and delivered: tokens, ends of requests
+ * and rewinds.
  *
- * Errors: `KRONSAE_STATUS_TIMEOUT` if it takes longer than timeout_ms; `KRONSAE_STATUS_STOPPED`;
+ * Errors: `KRONSAE_STATUS_TIMEOUT` if it takes longer than timeout_ms, and it may be waited for again;
+ * `KRONSAE_STATUS_STOPPED` if the monitor is stopped before that; `KRONSAE_STATUS_POISONED` if a worker failed;
  * `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_INVALID_ARGUMENT`, also if called from inside a callback of a monitor, whose
  * worker it would wait for.
  *
@@ -1152,12 +1169,11 @@ kronsae_status kronsae_monitor_flush(const struct kronsae_monitor *monitor,
 
 /**
  * Ends a monitor's work: taps refuse from now on, what they took in is encoded, recordings are closed, workers end.
- * Counters, events and metrics can still be asked for. What is not encoded within timeout_ms is counted as dropped.
+ * Counters, events and metrics can still be asked for. Stopping again is no error.
  *
- * Stopping twice is no error.
- *
- * Errors: `KRONSAE_STATUS_TIMEOUT` if tokens were left; the monitor is stopped all the same. `KRONSAE_STATUS_FORKED`;
- * `KRONSAE_STATUS_INVALID_ARGUMENT`, also if called from inside a callback of a monitor.
+ * Errors: `KRONSAE_STATUS_TIMEOUT` if that takes longer than timeout_ms: taps refuse all the same, workers go on, and
+ * it may be called again. `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_INVALID_ARGUMENT`, also if called from inside a
+ * callback of a monitor.
  *
  * Threads: any number at once; not for serving threads.
  *
@@ -1168,28 +1184,31 @@ kronsae_status kronsae_monitor_stop(const struct kronsae_monitor *monitor,
                                     struct kronsae_error **error);
 
 /**
- * Destroys a monitor, and stops it first, without draining, if `kronsae_monitor_stop` was not called. NULL is allowed.
+ * Destroys a monitor. If it was not stopped, its workers end at the next batch boundary; what is queued is lost. NULL is
+ * allowed.
  *
  * Legal while taps and recorders of it exist, and while other threads are in calls on those: later ones return
  * `KRONSAE_STATUS_STOPPED`. Waits for a callback in progress; when it returns, none is called any more. From inside a
  * callback it does nothing but log.
  *
- * Threads: one, when no other uses the handle itself any more.
+ * Threads: one, when no other uses the handle itself any more; not a serving thread.
  *
  * Since 0.1.0.
  */
 void kronsae_monitor_destroy(struct kronsae_monitor *monitor);
 
 /**
- * Adds a site to a monitor. Rules in force apply to it if they name it or no site.
+ * Adds a site to a monitor. Rules in force that name no site apply to it, too.
  *
  * options: must not be NULL; name has no default. sae: the model, of which the monitor keeps what it needs, so that the
  * handle may be destroyed; opened encoder-only it does. NULL: there is no model yet, tokens are only recorded. site:
  * receives the site's number, for taps.
  *
  * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if the name is taken, the model was trained at another layer, or a
- * rule in force does not fit the model; `KRONSAE_STATUS_OUT_OF_MEMORY`, also where memory_limit is reached;
- * `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_FORKED`.
+ * rule in force does not fit the model; `KRONSAE_STATUS_IO` if the model's file has changed since it was opened;
+ * `KRONSAE_STATUS_OUT_OF_MEMORY`, also where memory_limit is reached; `KRONSAE_STATUS_TIMEOUT` if the worker is busy for
+ * a minute (in a callback, say), and nothing was changed; `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_POISONED` if a worker
+ * failed; `KRONSAE_STATUS_FORKED`.
  *
  * Threads: any number at once; not for serving threads.
  *
@@ -1207,8 +1226,7 @@ kronsae_status kronsae_monitor_add_site(const struct kronsae_monitor *monitor,
  * sae: of the same d_model as the one before, and rules in force must fit it, or the old one stays in force. As in
  * `kronsae_monitor_add_site` the handle may be destroyed afterwards.
  *
- * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`; `KRONSAE_STATUS_OUT_OF_MEMORY`; `KRONSAE_STATUS_STOPPED`;
- * `KRONSAE_STATUS_FORKED`. The old model stays in force then.
+ * Errors: as `kronsae_monitor_add_site`. The old model stays in force then.
  *
  * Threads: any number at once; not for serving threads.
  *
@@ -1226,8 +1244,10 @@ kronsae_status kronsae_monitor_replace_sae(const struct kronsae_monitor *monitor
  * path: on Unix the file's name in bytes, elsewhere UTF-8.
  *
  * Errors: `KRONSAE_STATUS_IO`; `KRONSAE_STATUS_FORMAT` if it is not TOML or not rules, with a message that says where;
- * `KRONSAE_STATUS_INVALID_ARGUMENT` if a rule does not fit the model of a site (a latent that it does not have, a
- * quantile without a calibration); `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_FORKED`. The old rules stay in force then.
+ * `KRONSAE_STATUS_INVALID_ARGUMENT` if a rule names a site that there is not, or does not fit the model of one (a latent
+ * that it does not have, a quantile without a calibration); `KRONSAE_STATUS_TIMEOUT`, `KRONSAE_STATUS_STOPPED`,
+ * `KRONSAE_STATUS_POISONED` and `KRONSAE_STATUS_FORKED` as in `kronsae_monitor_add_site`. The old rules stay in force
+ * then.
  *
  * Threads: any number at once; not for serving threads.
  *
@@ -1260,7 +1280,8 @@ kronsae_status kronsae_monitor_set_rules(const struct kronsae_monitor *monitor,
  * path: on Unix the file's name in bytes, elsewhere UTF-8.
  *
  * Errors: `KRONSAE_STATUS_IO`; `KRONSAE_STATUS_FORMAT`, with a message that says which line;
- * `KRONSAE_STATUS_INVALID_ARGUMENT`; `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_FORKED`. The old labels stay then.
+ * `KRONSAE_STATUS_INVALID_ARGUMENT`, also for a label of a latent that the model does not have; `KRONSAE_STATUS_FORKED`.
+ * The old labels stay then.
  *
  * Threads: any number at once; not for serving threads.
  *
@@ -1296,11 +1317,12 @@ kronsae_status kronsae_tap_create(const struct kronsae_monitor *monitor,
  *
  * activations: raw, as the LLM computes them, in any of the three dtypes. tags: one for each row, of tag_size
  * (sizeof(kronsae_token_tag)) bytes each; tokens of a request in ascending order of position. accepted: NULL, or
- * receives how many rows the tap took in, those that its sampling leaves out included. The others are dropped and
- * counted: the queue has no room, so the last ones of a batch. That is no error.
+ * receives how many rows were queued. The others are counted: those that sampling leaves out, and those that are dropped
+ * because the queue has no room, the last ones of a batch. That is no error.
  *
- * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if d_model is not the site's; `KRONSAE_STATUS_STOPPED` if the monitor
- * was stopped or destroyed; `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_POISONED`. No row is taken in or counted then.
+ * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if d_model is not the site's or the dtype is wider than the tap's;
+ * `KRONSAE_STATUS_STOPPED` if the monitor was stopped or destroyed; `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_POISONED`.
+ * No row is queued or counted then.
  *
  * Threads: one at a time on one tap.
  *
@@ -1382,7 +1404,8 @@ void kronsae_tap_destroy(struct kronsae_tap *tap);
  *
  * out: receives the batch, which may be empty, to be freed with `kronsae_event_batch_destroy`; NULL on failure.
  *
- * Errors: `KRONSAE_STATUS_STOPPED` if the monitor was stopped and no event is left; `KRONSAE_STATUS_FORKED`;
+ * Errors: `KRONSAE_STATUS_STOPPED` if the monitor was stopped, or a worker failed, and no event is left, so that a loop
+ * can end; `KRONSAE_STATUS_FORKED`;
  * `KRONSAE_STATUS_INVALID_ARGUMENT`, also if most is 0.
  *
  * Threads: any number at once, each event going to one of them; not for serving threads.
@@ -1551,7 +1574,8 @@ kronsae_status kronsae_recorder_start(const struct kronsae_monitor *monitor,
  *
  * status: its struct_size says how much is filled; fields that this library does not know become 0.
  *
- * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`; `KRONSAE_STATUS_FORKED`.
+ * Errors: `KRONSAE_STATUS_STOPPED` if the monitor was destroyed; `KRONSAE_STATUS_INVALID_ARGUMENT`;
+ * `KRONSAE_STATUS_FORKED`.
  *
  * Threads: any number at once; not for serving threads.
  *

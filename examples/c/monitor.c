@@ -98,7 +98,7 @@ static int report(const kronsae_monitor *monitor, size_t *reported) {
 }
 
 int main(int argc, char **argv) {
-    static const char rule[] = "[[rule]]\nname = \"first latent\"\nwhen = { latent = 0, above = 0.1 }\n";
+    static const char rule[] = "[[rule]]\nname = \"first-latent\"\nwhen = { latent = 0, above = 0.1 }\n";
     kronsae_error *error = NULL;
     kronsae_sae *sae = NULL;
     kronsae_monitor *monitor = NULL;

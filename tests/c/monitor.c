@@ -271,6 +271,7 @@ static char *text_of(const kronsae_monitor *monitor, text_call call) {
 
 static void outputs(const char *tiny, const char *folder) {
     world w;
+    kronsae_error *error = NULL;
     char path[512];
     char *text;
     make_world(&w, tiny, NULL, NULL);
@@ -278,6 +279,7 @@ static void outputs(const char *tiny, const char *folder) {
     snprintf(path, sizeof path, "%s/labels.tsv", folder);
     write_file(path, "0\ta \"quoted\" label\n5\tfive\n");
     CHECK(kronsae_monitor_load_labels(w.monitor, w.site, path, NULL) == KRONSAE_STATUS_OK);
+    REFUSED(kronsae_monitor_load_labels(w.monitor, 9, path, &error), KRONSAE_STATUS_INVALID_ARGUMENT, "site 9");
     unlink(path);
     CHECK(submit_row(w.tap, active_row, 1, 0) == 1);
     CHECK(kronsae_monitor_flush(w.monitor, WAIT, NULL) == KRONSAE_STATUS_OK);
@@ -301,13 +303,14 @@ static void encode(const char *tiny) {
     uint32_t counts[2] = {9, 9}, indices[2 * 3];
     float values[2 * 3];
     kronsae_token_tag tags[2];
-    kronsae_activations in = rows_of(x, 2);
+    kronsae_activations in;
     kronsae_latents out = KRONSAE_LATENTS_INIT;
     kronsae_event event;
     kronsae_event_batch *batch = NULL;
     kronsae_error *error = NULL;
     memcpy(x, active_row, sizeof active_row);
     memcpy(x + D, silent_row, sizeof silent_row);
+    in = rows_of(x, 2);
     tags[0] = tag_of(3, 0);
     tags[1] = tag_of(3, 1);
     out.rows = 2;
@@ -328,6 +331,31 @@ static void encode(const char *tiny) {
     end_world(&w);
 }
 
+/* Text of 100 bytes, longer than the first buffer; token 110 asks for more than it had asked for, token 111 has none. */
+static size_t long_text(void *user_data, int32_t token, char *buffer, size_t capacity) {
+    size_t i;
+    ++*(unsigned *)user_data;
+    if (token == 111) return 0;
+    for (i = 0; i < capacity && i < 100; i++) buffer[i] = (char)('A' + token % 26);
+    return token == 110 ? capacity + 1 : 100;
+}
+
+/* Whether the file has `count` bytes `byte` one after the other, and no more. */
+static int has_run(const char *path, int byte, unsigned count) {
+    unsigned run = 0;
+    int found = 0, next;
+    FILE *file = fopen(path, "rb");
+    CHECK(file != NULL);
+    if (file == NULL) return 0;
+    do {
+        next = fgetc(file);
+        if (next != byte) found |= run == count;
+        run = next == byte ? run + 1 : 0;
+    } while (next != EOF);
+    fclose(file);
+    return found;
+}
+
 /* A site without a model, recorded: one finished shard that its owner alone can read. */
 static void record(const char *folder) {
     kronsae_monitor *monitor = NULL;
@@ -342,6 +370,7 @@ static void record(const char *folder) {
     struct stat found;
     DIR *shards;
     uint32_t number = 99;
+    unsigned texts = 0; /* one worker */
     int i, files = 0;
     snprintf(path, sizeof path, "%s/shards", folder);
     site.name = "recorded";
@@ -352,6 +381,7 @@ static void record(const char *folder) {
     CHECK(kronsae_tap_create(monitor, number, NULL, &tap, NULL) == KRONSAE_STATUS_OK);
     REFUSED(kronsae_recorder_start(monitor, number, &options, &recorder, &error), KRONSAE_STATUS_INVALID_ARGUMENT, "folder");
     CHECK(recorder == NULL);
+    CHECK(kronsae_monitor_set_token_text(monitor, long_text, &texts, NULL) == KRONSAE_STATUS_OK);
     options.folder = path;
     options.dtype = KRONSAE_DTYPE_F32;
     options.flags = KRONSAE_RECORD_TOKEN_IDS | KRONSAE_RECORD_TEXT | KRONSAE_RECORD_POSITION_0;
@@ -378,8 +408,10 @@ static void record(const char *folder) {
         snprintf(file, sizeof file, "%s/%s", path, entry->d_name);
         CHECK(strstr(file, ".safetensors") != NULL);
         CHECK(stat(file, &found) == 0 && (found.st_mode & 0777) == 0600 && found.st_size > 20 * D * 4);
+        CHECK(has_run(file, 'A' + 105 % 26, 100) && has_run(file, 'A' + 119 % 26, 100));
         unlink(file);
     }
+    CHECK(texts == 2 * 20 - 1);
     if (shards != NULL) closedir(shards);
     CHECK(files == 1);
     CHECK(rmdir(path) == 0);

@@ -134,7 +134,7 @@ void monitor_destroyed_in_use(const char *tiny) {
 
 typedef struct {
     kronsae_monitor *monitor;
-    atomic_int calls, refused, texts, blocked, release;
+    atomic_int calls, refused, blocked, release;
 } listener;
 
 static void listen(void *user_data, const kronsae_event *event) {
@@ -152,25 +152,14 @@ static void listen(void *user_data, const kronsae_event *event) {
     to->refused += kronsae_monitor_get_status(m, &status, NULL) == KRONSAE_STATUS_OK && status.submitted > 0;
 }
 
-static size_t long_text(void *user_data, int32_t token, char *buffer, size_t capacity) {
-    listener *to = user_data;
-    size_t i;
-    to->texts++;
-    for (i = 0; i < capacity && i < 100; i++) buffer[i] = 'A' + (char)(token % 26);
-    return 100;
-}
-
 void monitor_callbacks(const char *tiny) {
     world w;
     listener to;
-    char json[1 << 16];
-    size_t size = 0;
     kronsae_event_batch *batch = NULL;
     make_world(&w, tiny, NULL, NULL);
     memset(&to, 0, sizeof to);
     to.monitor = w.monitor;
     set_rules(w.monitor, rule_text);
-    CHECK(kronsae_monitor_set_token_text(w.monitor, long_text, &to, NULL) == KRONSAE_STATUS_OK);
     CHECK(kronsae_monitor_set_event_callback(w.monitor, listen, &to, NULL) == KRONSAE_STATUS_OK);
     CHECK(submit_row(w.tap, active_row, 5, 0) == 1 && submit_row(w.tap, active_row, 5, 1) == 1);
     CHECK(kronsae_monitor_flush(w.monitor, WAIT, NULL) == KRONSAE_STATUS_OK);
@@ -178,16 +167,12 @@ void monitor_callbacks(const char *tiny) {
     CHECK(kronsae_monitor_poll_events(w.monitor, 9, 0, &batch, NULL) == KRONSAE_STATUS_OK);
     CHECK(kronsae_event_batch_count(batch) == 0); /* the callback had them */
     kronsae_event_batch_destroy(batch);
-    CHECK(kronsae_monitor_snapshot_json(w.monitor, json, sizeof json, &size, NULL) == KRONSAE_STATUS_OK);
-    CHECK(size < sizeof json && to.texts > 0);
 
     /* Without it, events can be polled again, and it is not called any more. */
     CHECK(kronsae_monitor_set_event_callback(w.monitor, NULL, NULL, NULL) == KRONSAE_STATUS_OK);
-    CHECK(kronsae_monitor_set_token_text(w.monitor, NULL, NULL, NULL) == KRONSAE_STATUS_OK);
-    to.texts = 0;
     CHECK(submit_row(w.tap, active_row, 5, 2) == 1);
     CHECK(kronsae_monitor_flush(w.monitor, WAIT, NULL) == KRONSAE_STATUS_OK);
-    CHECK(to.calls == 2 && to.texts == 0);
+    CHECK(to.calls == 2);
     CHECK(kronsae_monitor_poll_events(w.monitor, 9, 0, &batch, NULL) == KRONSAE_STATUS_OK);
     CHECK(kronsae_event_batch_count(batch) == 1);
     kronsae_event_batch_destroy(batch);
