@@ -30,8 +30,8 @@ constexpr const char* help_text =
     "  --most-tokens N       stop after so many\n"
     "  --shard-tokens N      tokens of a shard\n"
     "  --f32                 32-bit floats, default BF16\n"
-    "  --no-text             without the text of tokens, which is in the shards otherwise: the texts are yours, and what a\n"
-    "                        feature fires on can then be shown\n"
+    "  --no-text             without token ids and the text of tokens, which are in the shards otherwise: the texts are\n"
+    "                        yours, and what a feature fires on can then be shown\n"
     "  --threads N           of the language model, default all\n"
     "  --gpu-layers N        layers on the GPU, default 0\n";
 
@@ -58,6 +58,8 @@ bool whole(const std::string& text, std::uint64_t& out) {
 std::string parse(int argc, char** argv, Options& o) {
     o.settings.listen.clear();
     o.settings.record_text = true;
+    o.settings.record_token_ids = true;
+    o.settings.record_most_bytes = UINT64_MAX;  // --most-tokens is the limit here
     for (int i = 1; i < argc; ++i) {
         const std::string flag = argv[i];
         if (flag.compare(0, 2, "--") != 0) {
@@ -69,7 +71,7 @@ std::string parse(int argc, char** argv, Options& o) {
             continue;
         }
         if (flag == "--no-text") {
-            o.settings.record_text = false;
+            o.settings.record_text = o.settings.record_token_ids = false;
             continue;
         }
         if (i + 1 >= argc) return flag + " needs a value";

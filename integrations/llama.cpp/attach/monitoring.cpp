@@ -167,6 +167,7 @@ std::string Monitoring::record(const Settings& settings, const Llm& llm, Site& s
     options.dtype = settings.record_f32 ? KRONSAE_DTYPE_F32 : KRONSAE_DTYPE_BF16;
     options.shard_tokens = settings.record_shard_tokens;
     options.most_bytes = settings.record_most_bytes;
+    options.most_tokens = settings.record_most_tokens;
     options.flags = (settings.record_token_ids ? KRONSAE_RECORD_TOKEN_IDS : 0) | (settings.record_text ? KRONSAE_RECORD_TEXT : 0);
     const std::uint32_t number = site_numbers_[static_cast<std::size_t>(&site - sites_.data())];
     kronsae_error* error = nullptr;

@@ -33,8 +33,9 @@ constexpr Setting settings_known[] = {
     {"--record", "KRONSAE_LLAMA_RECORD", "FOLDER", false, "write activations of every site to FOLDER/layer-N"},
     {"--record-layer", "KRONSAE_LLAMA_RECORD_LAYERS", "LAYER", true, "record this layer too, without a model"},
     {"--record-f32", "KRONSAE_LLAMA_RECORD_F32", nullptr, false, "record 32-bit floats (default: BF16)"},
-    {"--record-most-bytes", "KRONSAE_LLAMA_RECORD_MOST_BYTES", "BYTES", false, "stop recording there"},
-    {"--record-shard-tokens", "KRONSAE_LLAMA_RECORD_SHARD_TOKENS", "N", false, "tokens of a shard"},
+    {"--record-most-bytes", "KRONSAE_LLAMA_RECORD_MOST_BYTES", "BYTES", false, "end recording there, default 16 GiB"},
+    {"--record-most-tokens", "KRONSAE_LLAMA_RECORD_MOST_TOKENS", "N", false, "end recording there"},
+    {"--record-shard-tokens", "KRONSAE_LLAMA_RECORD_SHARD_TOKENS", "N", false, "tokens of a shard, held in memory, default 4096"},
     {"--record-token-ids", "KRONSAE_LLAMA_RECORD_TOKEN_IDS", nullptr, false, "record token ids too: what users said"},
     {"--record-text", "KRONSAE_LLAMA_RECORD_TEXT", nullptr, false, "record the text of tokens too: what users said"},
     {"--sample", "KRONSAE_LLAMA_SAMPLE", "every|N|last-prompt", false, "which tokens are looked at; N: every N-th"},
@@ -70,7 +71,7 @@ struct Settings {
     std::vector<std::int32_t> record_layers;
     std::string rules, listen = "127.0.0.1:9464", token, events, record;
     bool text = false, record_f32 = false, record_token_ids = false, record_text = false, idle = false, required = false;
-    std::uint64_t record_most_bytes = 0, record_shard_tokens = 0, queue = 0, memory_limit = 0;
+    std::uint64_t record_most_bytes = 0, record_most_tokens = 0, record_shard_tokens = 0, queue = 0, memory_limit = 0;
     std::uint32_t workers = 0, encoder_threads = 0, nice = 0, stop_seconds = 5, every = 1;
     std::int32_t first_position = 1;
     bool last_prompt = false;
@@ -195,6 +196,7 @@ private:
         s.idle = on("--idle");
         s.required = on("--required");
         number("--record-most-bytes", s.record_most_bytes, UINT64_MAX, "a number of bytes");
+        number("--record-most-tokens", s.record_most_tokens, UINT64_MAX, "a number of tokens");
         number("--record-shard-tokens", s.record_shard_tokens, UINT64_MAX, "a number of tokens");
         number("--queue", s.queue, 1u << 30, "a number of tokens");
         number("--memory-limit", s.memory_limit, UINT64_MAX, "a number of bytes");

@@ -23,7 +23,8 @@ BUILD, LLAMA, LLM, MODEL, KRONSAE = (os.environ[name] for name in ("BUILD", "LLA
 HERE = os.path.dirname(os.path.abspath(__file__))
 SERVER = os.path.join(LLAMA, "build/bin/llama-server")
 ATTACH = os.path.join(BUILD, "kronsae-llama-attach")
-ARGUMENTS = ["-c", "4096", "-t", "2", "--temp", "0"]
+# One thread: the barriers between two are slow where other programs want the CPUs too.
+ARGUMENTS = ["-c", "4096", "-t", "1", "--temp", "0"]
 
 FIRST = "The library opens at nine. Readers find maps on the first floor, and the"
 SECOND = "def area(width, height):\n    return width * height\n\n\ndef volume("
@@ -82,7 +83,7 @@ class Case(unittest.TestCase):
 
     def assert_accounts(self, server, exact=True):
         line = server.said("ended: ")
-        self.assertTrue(line, server.log())
+        self.assertTrue(line, server.log()[:3000])
         numbers = attached.accounts(line)
         self.assertEqual(numbers["submitted"], sum(numbers[n] for n in ("encoded", "sampled out", "dropped", "not finite")))
         self.assertEqual((numbers["unmapped"], numbers["refused"]), (0, 0), line)
@@ -105,7 +106,7 @@ class Requests(Case):
             whole, last, result = server.complete(FIRST + said + TURN, 0, 8)
             self.assertLess(result["timings"]["prompt_n"], len(whole), "the turn was not served from the cache")
             computed_from = len(whole) - result["timings"]["prompt_n"]
-            self.assertEqual(server.stop()[0], 0, server.log())
+            self.assertEqual(server.stop()[0], 0, server.log()[:3000])
             numbers = self.assert_accounts(server)
         # The last token of an answer is sampled, and never computed.
         expected = [
@@ -343,7 +344,7 @@ class Faults(Sites):
         with self.server("--cpu-share", "0.005", "--stop-seconds", "1", "--queue", "4096") as server:
             server.complete(text, 0, 2)
             code, seconds = server.stop()
-            self.assertEqual(code, 0, server.log())
+            self.assertEqual(code, 0, server.log()[:3000])
             self.assertLess(seconds, 15)
             numbers = self.assert_accounts(server, exact=False)
             self.assertGreater(numbers["submitted"], 900)
