@@ -127,12 +127,10 @@ class Requests(Case):
 
     def test_concurrent_chats_and_turns(self):
         together = self.conversation()
-        # Each row is its token's: a conversation alone, token by token, gives the same activations.
-        self.folder.cleanup()
-        self.folder = tempfile.TemporaryDirectory()
-        with self.server(*self.recording(), arguments=["-np", "1"]) as server:
+        # Each row is its token's: a conversation alone gives the same activations.
+        with self.server("--record", self.path("alone"), "--record-f32", "--record-token-ids", arguments=["-np", "1"]) as server:
             server.complete(SECOND, 0, 24)
-        (ids, _, alone) = self.sequences()[0]
+        (ids, _, alone) = recorded(self.path(f"alone/layer-{LAYER}"))[0]
         same = [rows for other, _, rows in together if other == ids]
         self.assertEqual(len(same), 1)
         for a, b in zip(alone, same[0]):
@@ -286,7 +284,8 @@ class Faults(Sites):
         program = self.build("other_host.c", "other", "-L", self.folder.name, "-lllama", f"-Wl,-rpath,{self.folder.name}")
         self.refused([*self.attach(), program], "this libllama has no function")
         # One with all functions, and a struct of another size.
-        names = re.findall(r'"((?:ggml|llama)_\w+)"', open(os.path.join(HERE, "../attach/abi.hpp")).read())
+        with open(os.path.join(HERE, "../attach/abi.hpp")) as file:
+            names = re.findall(r'"((?:ggml|llama)_\w+)"', file.read())
         with open(self.path("more.c"), "w") as file:
             for name in sorted(set(names) - {"llama_context_default_params", "llama_init_from_model"}):
                 file.write(f"void {name}(void) {{}}\n")

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: the list of steps, and what runs them.
 
+mod llama;
 mod rust;
 
 use crate::{data, header, native, process};
@@ -76,6 +77,7 @@ const STEPS: &[Step] = &[
     tests("old-cpus", "golden vectors on emulated CPUs without AVX and without AVX-512", false, rust::old_cpus),
     tests("onnx", "what ONNX Runtime computes from exported graphs, and lints of that feature", false, rust::onnx),
     check("benches", "every benchmark runs once", false, rust::benches),
+    tests("llama", "llama-server with monitoring attached: the demonstration in small, and faults", false, llama::tests),
     check("fuzz-targets", "the fuzz targets still compile", false, rust::fuzz_targets),
 ];
 
