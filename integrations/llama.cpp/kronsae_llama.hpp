@@ -108,6 +108,12 @@ public:
     void after(llama_context* ctx, std::int32_t result) {
         if (!active_) return;
         active_ = false;
+        for (Site& site : sites_) {
+            if (result != 0 || site.evaluated != 0 || site.broken || site.told_absent) continue;
+            site.told_absent = true;
+            problem("layer " + std::to_string(site.layer) + ": a batch was computed, and no tensor was named " + prefix +
+                    std::to_string(site.layer) + ": this LLM's graph has no such layer, or names it otherwise");
+        }
         requests_.finish(batch_, [&](std::int32_t sequence) {
             // Of a batch that failed, the memory says how far it got.
             return result == 0 ? -1 : llama_memory_seq_pos_max(llama_get_memory(ctx), sequence) + 1;
@@ -209,6 +215,7 @@ private:
         kronsae_tap* tap = nullptr;
         std::size_t evaluated = 0;  // micro-batches of the current batch
         bool broken = false;
+        bool told_absent = false;
     };
 
     struct Rows {

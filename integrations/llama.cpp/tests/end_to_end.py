@@ -28,6 +28,7 @@ ARGUMENTS = ["-c", "4096", "-t", "1", "--temp", "0"]
 
 FIRST = "The library opens at nine. Readers find maps on the first floor, and the"
 SECOND = "def area(width, height):\n    return width * height\n\n\ndef volume("
+REPETITIVE = "the cat sat on the mat. the cat sat on the hat. the cat sat on the rug. the cat ran to the mat. the cat"
 TURN = " Where would I look for a map of the river? I would"
 
 
@@ -140,6 +141,23 @@ class Requests(Case):
     def test_streams_of_their_own_and_small_micro_batches(self):
         self.conversation("--no-kv-unified", "-b", "64", "-ub", "16")
 
+    def test_a_shifted_context_and_several_answers(self):
+        with self.server(*self.recording(), arguments=["-c", "128", "-np", "1", "--context-shift"]) as server:
+            prompt, answer, _ = server.complete(FIRST, 0, 150)
+        # The cache went back to the middle; the request's positions went on.
+        ids, positions, _ = self.sequences()[0]
+        self.assertEqual(ids, (prompt + answer)[1:-1])
+        self.assertEqual(positions, list(range(1, len(prompt) + 149)))
+        with self.server("--record", self.path("several"), "--record-f32", "--record-token-ids", arguments=["-np", "3"]) as server:
+            messages = [{"role": "user", "content": "Say a word."}]
+            answer = server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 6, "n": 3, "temperature": 0.9})
+            self.assertEqual(len(answer["choices"]), 3)
+        # One computes the prompt; the others go on behind it.
+        lengths = sorted(len(ids) for ids, _, _ in recorded(self.path(f"several/layer-{LAYER}")))
+        self.assertEqual(len(lengths), 3)
+        self.assertGreater(lengths[2], 20)
+        self.assertLessEqual(lengths[1], 6)
+
     def test_many_requests_at_once(self):
         prompts = [f"{i}. {FIRST if i % 2 else SECOND} {i * 37}" for i in range(12)]
         with self.server(*self.recording(), arguments=["-np", "4", "--no-kv-unified", "-ub", "32"]) as server:
@@ -159,18 +177,7 @@ class Requests(Case):
 
 class Events(Case):
     def test_events_are_those_of_an_offline_encode(self):
-        # Latents that fire in this very text, found by a first recording.
-        with self.server(*self.recording()) as server:
-            server.complete(FIRST, 0, 24)
-        values = self.offline()
-        often = sorted(values, key=lambda latent: (-len(values[latent]), latent))[:12]
-        limits = {latent: sorted(values[latent])[len(values[latent]) // 2] for latent in often}
-        with open(self.path("rules.toml"), "w") as file:
-            for latent, limit in limits.items():
-                file.write(f'[[rule]]\nname = "latent-{latent}"\nwhen = {{ latent = {latent}, above = {limit} }}\n')
-        self.assertGreater(len(limits), 3)
-        for shard in glob.glob(self.path(f"recorded/layer-{LAYER}/*")):
-            os.remove(shard)
+        limits = self.write_rules(FIRST, lambda values: sorted(values)[len(values) // 2])
         options = ["--rules", self.path("rules.toml"), "--events", self.path("events.jsonl")]
         with self.server(*self.recording(), *options, arguments=["-np", "2"]) as server:
             with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -187,6 +194,47 @@ class Events(Case):
         self.assertEqual(found, expected)
         self.assertEqual({e["site"] for e in events}, {f"layer-{LAYER}"})
         self.assertEqual({e["request"] for e in events}, {1, 2})
+
+    def write_rules(self, text, limit):
+        """Rules for latents that fire in a text, found by a recording of it; {latent: its limit}."""
+        with self.server(*self.recording()) as server:
+            server.complete(text, 0, 24)
+        values = self.offline()
+        often = sorted(values, key=lambda latent: (-len(values[latent]), latent))[:12]
+        limits = {latent: limit(values[latent]) for latent in often}
+        self.assertGreater(len(limits), 3)
+        with open(self.path("rules.toml"), "w") as file:
+            for latent, value in limits.items():
+                file.write(f'[[rule]]\nname = "latent-{latent}"\nwhen = {{ latent = {latent}, above = {value} }}\n')
+        for shard in glob.glob(self.path(f"recorded/layer-{LAYER}/*")):
+            os.remove(shard)
+        return limits
+
+    def test_speculative_decoding_stays_one_request(self):
+        self.write_rules(REPETITIVE, lambda values: 0)
+        options = ["--rules", self.path("rules.toml"), "--events", self.path("events.jsonl")]
+        drafts = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "2", "--spec-ngram-simple-size-m", "4",
+                  "--spec-ngram-simple-min-hits", "1"]
+        with self.server(*options, arguments=["-np", "1", *drafts]) as server:
+            timings = server.complete(REPETITIVE, 0, 60)[2]["timings"]
+            first = timings["draft_n"], timings["draft_n_accepted"]
+            server.complete(REPETITIVE + " The dog", 0, 8)
+            server.stop()
+            self.assert_accounts(server)
+        self.assertGreater(first[1], 0, "no draft was accepted: this shows nothing")
+        self.assertGreater(first[0], first[1], "no draft was rejected: this shows nothing")
+        with open(self.path("events.jsonl")) as file:
+            events = [json.loads(line) for line in file]
+        self.assertEqual({e["request"] for e in events}, {1, 2})
+        matched = {e["id"]: e for e in events if e["kind"] == "matched"}
+        retracted = [e for e in events if e["kind"] == "retracted"]
+        self.assertGreater(len(retracted), 0)
+        for event in retracted:
+            self.assertEqual(matched[event["retracts"]]["position"], event["position"])
+        # What was not taken back: each rule once a position, as if there had been no drafts.
+        taken_back = {e["retracts"] for e in retracted}
+        kept = [(e["request"], e["rule"], e["position"]) for e in matched.values() if e["id"] not in taken_back]
+        self.assertEqual(len(kept), len(set(kept)))
 
     def offline(self):
         """{latent: its values} of what is recorded, as `kronsae encode` has them."""
