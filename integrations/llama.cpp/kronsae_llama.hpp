@@ -108,8 +108,9 @@ public:
     void after(llama_context* ctx, std::int32_t result) {
         if (!active_) return;
         active_ = false;
+        const bool outputs = std::any_of(batch_.begin(), batch_.end(), [](const BatchToken& t) { return t.output; });
         for (Site& site : sites_) {
-            if (result != 0 || site.evaluated != 0 || site.broken || site.told_absent) continue;
+            if (result != 0 || !outputs || site.evaluated != 0 || site.broken || site.told_absent) continue;
             site.told_absent = true;
             problem("layer " + std::to_string(site.layer) + ": a batch was computed, and no tensor was named " + prefix +
                     std::to_string(site.layer) + ": this LLM's graph has no such layer, or names it otherwise");

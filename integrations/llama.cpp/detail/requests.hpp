@@ -5,6 +5,7 @@
 // goes on at the end of what both have in common: the only sign of it is llama_memory_seq_rm(sequence, p0, -1). The same
 // call takes back the rejected tokens of a speculative draft, in the middle of a request. They are told apart at the next
 // batch: a draft was a batch of several tokens with outputs, after the prompt; it is taken back once, and never wholly.
+// And before the first output a call that takes nothing away comes between pieces of one prompt.
 //
 // Positions are those of the request: they count on where the program shifts the context (llama_memory_seq_add), though
 // the positions in the KV cache go back.
@@ -61,6 +62,8 @@ public:
             s.touched = true;
             if (p1 >= 0 && p1 < s.next) return;  // a hole: later tokens stay
             if (from == 0) return end(s, out);
+            // llama-server makes the call before each piece of a long prompt: nothing goes, and the prompt goes on.
+            if (s.request != 0 && !s.generating && from >= s.next) return;
             s.removals += 1;
             s.next = std::min(s.next, from);
         });

@@ -141,6 +141,14 @@ class Requests(Case):
     def test_streams_of_their_own_and_small_micro_batches(self):
         self.conversation("--no-kv-unified", "-b", "64", "-ub", "16")
 
+    def test_a_long_prompt_is_one_request(self):
+        text = " ".join(f"number {i}" for i in range(120))
+        with self.server(*self.recording("--record-layer", "29"), arguments=["-np", "1", "-b", "128", "-ub", "64"]) as server:
+            prompt, answer, _ = server.complete(text, 0, 4)
+        self.assertGreater(len(prompt), 300)
+        self.assertEqual([ids for ids, _, _ in self.sequences()], [(prompt + answer)[1:-1]])
+        self.assertEqual([ids for ids, _, _ in self.sequences(29)], [(prompt[-1:] + answer)[:-1]])
+
     def test_a_shifted_context_and_several_answers(self):
         with self.server(*self.recording(), arguments=["-c", "128", "-np", "1", "--context-shift"]) as server:
             prompt, answer, _ = server.complete(FIRST, 0, 150)
@@ -281,6 +289,7 @@ class Sites(Case):
         # Behind the last layer there are rows of tokens with outputs only: the prompt's last and the answer's.
         prompt = by_layer[LAYER][0][0]
         self.assertEqual(by_layer[29][0][0], prompt[-8:])
+        self.assertEqual(by_layer[29][0][1], by_layer[LAYER][0][1][-8:])
 
     def test_rejected_drafts_and_later_requests(self):
         host = self.build("host.cpp", "host", "-I", f"{LLAMA}/include", "-I", f"{LLAMA}/ggml/include", "-L",

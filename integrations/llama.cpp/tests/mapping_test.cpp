@@ -77,6 +77,36 @@ void a_long_prompt_in_several_batches() {
     CHECK(c.tags[0].request == 1 && c.tags[1].flags == (Tag::prompt | Tag::last_prompt));
 }
 
+// llama-server cuts the sequence off where it ends before each piece.
+void a_long_prompt_with_calls_in_between() {
+    Context c;
+    const auto piece = [&](std::int32_t start) {
+        c.rm(0, start);
+        CHECK(c.controls.empty());
+        c.run({BatchToken::of(1, start, 0, false), BatchToken::of(1, start + 1, 0, false)});
+        CHECK(c.controls.empty());
+    };
+    piece(0);
+    piece(2);
+    piece(4);
+    CHECK(c.tags[1].request == 1 && c.tags[1].position == 5 && c.tags[1].flags == Tag::prompt);
+    c.rm(0, 6);
+    c.prompt(0, 6, 2);
+    CHECK(c.tags[1].request == 1 && c.tags[1].flags == (Tag::prompt | Tag::last_prompt));
+    // Behind the answer it is another request, in pieces as well.
+    c.generate(0, 8);
+    c.rm(0, 9);
+    c.run({BatchToken::of(1, 9, 0, false)});
+    CHECK(c.tags[0].request == 2);
+    c.rm(0, 10);
+    c.run({BatchToken::of(1, 10, 0, false)});
+    CHECK(c.tags[0].request == 2);
+    // A prompt that was given up: the next one shares only a part of it.
+    c.rm(0, 10);
+    c.run({BatchToken::of(2, 10, 0, false)});
+    CHECK(c.tags[0].request == 3);
+}
+
 void interleaved_sequences() {
     Context c;
     c.rm(0, 0);
@@ -442,6 +472,7 @@ void what_cannot_be_told_is_refused() {
 int main() {
     flags_of_a_request();
     a_long_prompt_in_several_batches();
+    a_long_prompt_with_calls_in_between();
     interleaved_sequences();
     two_turns_of_a_cached_chat();
     rejected_drafts_are_rewinds();
