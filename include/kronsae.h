@@ -2,8 +2,9 @@
  * kronsae: sparse latents of a language model's activations, on the CPU.
  *
  * A trained sparse autoencoder (a KronSAE, or an ordinary "dense" one) comes as one file. This library opens it,
- * encodes activation vectors into sparse latents, decodes latents back, and steers activations with them. It needs no
- * Python and no GPU. For C++ there is kronsae.hpp, a thin layer over this header.
+ * encodes activation vectors into sparse latents, decodes latents back, and steers activations with them; and it monitors
+ * a model while it serves: which latents fire, for which request and token. It needs no Python and no GPU. For C++ there is
+ * kronsae.hpp, a thin layer over this header.
  *
  *
  * A complete program. Link it with -lkronsae.
@@ -62,27 +63,97 @@
  * @endcode
  *
  *
+ * Monitoring, inside a process that serves a language model: a serving thread hands each micro-batch's residual stream to
+ * its tap, which copies it and returns; workers encode it, keep statistics, and make events of what rules look for.
+ * (examples/c/monitor.c is a larger one, with threads.)
+ *
+ * @code{.c}
+ * #include <kronsae.h>
+ * #include <stdio.h>
+ *
+ * static int fail(kronsae_error *error) {
+ *     fprintf(stderr, "%s\n", kronsae_error_message(error));
+ *     kronsae_error_destroy(error);
+ *     return 1;
+ * }
+ *
+ * int main(int argc, char **argv) {
+ *     const char rules[] = "[[rule]]\nname = \"seen\"\nwhen = { latent = 0, above = 5.0 }\n";
+ *     kronsae_error *error = NULL;
+ *     kronsae_sae *sae = NULL;
+ *     kronsae_monitor *monitor = NULL;
+ *     kronsae_site_options at = KRONSAE_SITE_OPTIONS_INIT;
+ *     kronsae_tap *tap = NULL;
+ *     uint32_t site;
+ *     at.name = "residual";
+ *     if (kronsae_sae_open(argc > 1 ? argv[1] : "model.safetensors", NULL, &sae, &error)) return fail(error);
+ *     if (kronsae_monitor_create(NULL, &monitor, &error)) return fail(error);
+ *     if (kronsae_monitor_add_site(monitor, &at, sae, &site, &error)) return fail(error);
+ *     if (kronsae_monitor_set_rules(monitor, rules, sizeof rules - 1, &error)) return fail(error);
+ *     if (kronsae_tap_create(monitor, site, NULL, &tap, &error)) return fail(error);
+ *
+ *     // On the serving thread, for each micro-batch; here one token of d_model 8.
+ *     const float residual[8] = {4, 1, 9, 0, 1, 0, 1, 16};
+ *     kronsae_activations x = KRONSAE_ACTIVATIONS_INIT;
+ *     x.dtype = KRONSAE_DTYPE_F32;
+ *     x.data = residual;
+ *     x.rows = 1;
+ *     x.d_model = 8;
+ *     const kronsae_token_tag tag = {7, 0, -1, 0, 0}; // request 7, position 0
+ *     if (kronsae_tap_submit(tap, &x, &tag, sizeof tag, NULL, &error)) return fail(error);
+ *
+ *     // On another: what was found, waiting up to a second.
+ *     kronsae_event_batch *events = NULL;
+ *     kronsae_event event = KRONSAE_EVENT_INIT;
+ *     if (kronsae_monitor_poll_events(monitor, 100, 1000, &events, &error)) return fail(error);
+ *     for (size_t i = 0; i < kronsae_event_batch_count(events); i++) {
+ *         if (kronsae_event_batch_get(events, i, &event, &error)) return fail(error);
+ *         printf("%s: request %d, position %d\n", event.rule, (int)event.request, (int)event.position);
+ *     }
+ *     kronsae_event_batch_destroy(events);
+ *     kronsae_tap_destroy(tap);
+ *     kronsae_monitor_destroy(monitor);
+ *     kronsae_sae_destroy(sae);
+ *     return 0;
+ * }
+ * @endcode
+ *
+ *
  * Errors. Every call that can fail returns a kronsae_status, 0 for success, and takes a kronsae_error ** last, which may
  * be NULL. On failure it receives an error to read (what was found, what was expected) and to free with
  * kronsae_error_destroy; on success it receives NULL. What it held before is overwritten, not freed. A failed call has
  * written nothing else, except where its description says so. No call ends the process: a bug inside the library is
  * caught and returned as KRONSAE_STATUS_INTERNAL. The non-const handle it happened on then returns
- * KRONSAE_STATUS_POISONED; a shared model goes on working.
+ * KRONSAE_STATUS_POISONED; a shared model goes on working. A bug caught in a monitor's worker makes the monitor fail: what
+ * its taps take is counted as dropped, the host goes on.
  *
  * Threads. A const handle may be used by any number of threads at once, a non-const one by one thread at a time, and
- * destroying one is like any other non-const use. Each type says so again. The library starts threads only where an
- * option asks for them.
+ * destroying one is like any other non-const use. Each type says so again. The library starts threads only for monitors,
+ * and where an option asks for them.
+ *
+ * Serving threads. Of a monitor, a thread that must not wait calls kronsae_tap_submit, kronsae_tap_end_request and
+ * kronsae_tap_rewind, on a tap of its own, and nothing else. On success, and where a full queue makes it drop tokens, such a
+ * call takes no lock, allocates nothing, waits for nothing and logs nothing; its one system call, if any, wakes a worker
+ * that sleeps. kronsae_tap_encode takes as long as encoding. Every other call on a monitor may lock, allocate, read files
+ * or wait for a worker; put those on other threads. Callbacks run on the library's threads; what they may not do is said
+ * at kronsae_event_callback.
+ *
+ * Tokens. What is submitted is never held back for want of room: the newest tokens of a full queue are dropped, and counted
+ * with all others. Ends of requests and rewinds have slots of their own. With tensor parallelism the residual stream after
+ * the all-reduce is the same on each rank: tap one. With sequence parallelism each rank taps its rows.
  *
  * Ownership. What a _create or an _open returns is freed by the _destroy of its type, which accepts NULL. Handles keep
  * alive what they need: a kronsae_sae may be destroyed before its encoders, whose calls then return
- * KRONSAE_STATUS_STOPPED. Buffers stay the caller's and are used during the call only. Text that belongs to a handle is
+ * KRONSAE_STATUS_STOPPED, and a kronsae_monitor before its taps and recorders, in whatever order, also while other threads
+ * are in calls on those. A kronsae_sae may be destroyed as soon as it was given to a monitor. Buffers stay the caller's and are used during the call only. Text that belongs to a handle is
  * valid until that is destroyed. A handle used after its _destroy is often noticed and refused, but cannot always be.
  *
  * Structs. Each struct that may grow begins with struct_size, set by its _INIT macro; zero means default. A library that
  * is older than the header refuses fields it does not know, unless they are 0; a newer one fills in the defaults.
  *
- * fork(). In a child process a kronsae_sae goes on working, an encoder returns KRONSAE_STATUS_FORKED (make a new one),
- * and _destroy is fine on both.
+ * fork(). In a child process a kronsae_sae goes on working; an encoder, a monitor, its taps and recorders return
+ * KRONSAE_STATUS_FORKED (make new ones). _destroy is fine on all of them. exit() with live monitors is fine, too; tokens
+ * in their queues are lost.
  *
  * The library sets no signal handler and no atexit hook, computes in its own floating-point environment and restores the
  * caller's (flush-to-zero, rounding), and prints nothing, except that a caught bug leaves a line on stderr.

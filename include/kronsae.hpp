@@ -503,19 +503,24 @@ private:
     char last_[256] = "";
 };
 
-// A callback where the library's user_data points. The library itself sees to it that none is called before it is set or
-// after it is replaced; `turn` says the same to thread checkers, which do not see into the library.
+// Callbacks made, begun, ended and dropped. The library itself sees to it that none is called before it is set or after it
+// is replaced; this says the same to thread checkers, which do not see into the library.
+inline std::atomic<std::uint64_t> turns{0};
+
+// A callback where the library's user_data points.
 template <typename Call>
 struct Hook {
     Hook(Call&& with, Exceptions& to) : call(std::move(with)), exceptions(to) {
-        turn.fetch_add(1, std::memory_order_release);
+        turns.fetch_add(1, std::memory_order_release);
     }
-    ~Hook() { turn.load(std::memory_order_acquire); }
+    ~Hook() { turns.fetch_add(1, std::memory_order_acquire); }
+    Hook(const Hook&) = delete;
+    Hook& operator=(const Hook&) = delete;
 
     // Runs `body` for the library: nothing may unwind into it, so an exception ends here and is counted.
     template <typename Body>
     void run(Body&& body) noexcept {
-        turn.fetch_add(1, std::memory_order_acq_rel);
+        turns.fetch_add(1, std::memory_order_acquire);
         const bool was = std::exchange(inside_monitor, true);
 #if defined(__cpp_exceptions)
         try {
@@ -529,12 +534,11 @@ struct Hook {
         body(call);
 #endif
         inside_monitor = was;
-        turn.fetch_add(1, std::memory_order_release);
+        turns.fetch_add(1, std::memory_order_release);
     }
 
     const Call call;
     Exceptions& exceptions;
-    std::atomic<unsigned> turn{0};
 };
 
 inline void event_trampoline(void* user_data, const kronsae_event* event) noexcept {

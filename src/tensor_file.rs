@@ -267,11 +267,11 @@ pub fn write(path: &Path, metadata: &BTreeMap<String, String>, tensors: Vec<Tens
     write_as(path, Readers::Default, metadata, tensors)
 }
 
-/// As [`write`], and nobody but the owner may read or write the file (mode 0600), at no time and whatever a file that it
-/// replaces allowed.
+/// As [`write`](fn@write), and nobody but the owner may read or write the file (mode 0600), at no time and whatever a
+/// file that it replaces allowed.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write`](fn@write).
 pub fn write_private(path: &Path, metadata: &BTreeMap<String, String>, tensors: Vec<TensorOut<'_>>) -> Result<()> {
     write_as(path, Readers::Owner, metadata, tensors)
 }

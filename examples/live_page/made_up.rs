@@ -70,7 +70,9 @@ fn words() -> Vec<(String, bool)> {
         let mut words: Vec<(String, bool)> = Vec::new();
         for c in text.chars() {
             match words.last_mut() {
-                Some((word, _)) if c.is_alphabetic() && word.trim_start().chars().all(char::is_alphabetic) => word.push(c),
+                Some((word, _)) if c.is_alphabetic() && word.trim_start().chars().all(char::is_alphabetic) => {
+                    word.push(c);
+                }
                 _ => words.push((c.to_string(), prompt)),
             }
         }
@@ -88,8 +90,7 @@ fn observe(histogram: &mut Histogram, seconds: f64) {
 impl MadeUp {
     /// Two sites that see this many tokens a second each.
     pub(crate) fn new(tokens_per_second: f64) -> Self {
-        let histogram =
-            || Histogram { bounds: BOUNDS.to_vec(), counts: vec![0; BOUNDS.len() + 1], sum: 0.0 };
+        let histogram = || Histogram { bounds: BOUNDS.to_vec(), counts: vec![0; BOUNDS.len() + 1], sum: 0.0 };
         let site = |name: &str, layer, byte| Site {
             name: name.into(),
             layer,
@@ -214,7 +215,13 @@ impl World {
         if taken_back {
             self.retracted += 1;
             self.event += 1;
-            self.events.push_back(Event { id: self.event, kind: EventKind::Retracted, retracts: event.id, gap: false, ..event });
+            self.events.push_back(Event {
+                id: self.event,
+                kind: EventKind::Retracted,
+                retracts: event.id,
+                gap: false,
+                ..event
+            });
         }
         while self.events.len() > 1000 {
             self.events.pop_front();
@@ -304,10 +311,10 @@ impl World {
                 drift: ((rate - calibrated) * 60.0) as f32,
             }
         };
-        let watched = LABELS[..3].iter().zip(0..).map(|((latent, label), k)| WatchedLatent {
-            of: of(*latent, k + 3),
-            label: Some((*label).into()),
-        });
+        let watched = LABELS[..3]
+            .iter()
+            .zip(0..)
+            .map(|((latent, label), k)| WatchedLatent { of: of(*latent, k + 3), label: Some((*label).into()) });
         let mut strongest: Vec<_> = LABELS.iter().map(|(latent, _)| *latent).zip(0..).map(|(l, k)| of(l, k)).collect();
         strongest.extend((6..20_u64).map(|k| of((random(k) * f64::from(LATENTS)) as u32, k)));
         strongest.sort_by(|a, b| (b.rate / b.calibrated_rate).total_cmp(&(a.rate / a.calibrated_rate)));

@@ -3,6 +3,12 @@
 use super::encode::{kronsae_encode, kronsae_encoder, kronsae_encoder_create, kronsae_encoder_destroy};
 use super::error::{kronsae_error, kronsae_error_destroy, kronsae_error_message};
 use super::log::{KRONSAE_LOG_ERROR, kronsae_set_log_callback};
+use super::monitor::lifecycle::{kronsae_monitor_create, kronsae_monitor_destroy, kronsae_monitor_flush};
+use super::monitor::sites::{kronsae_monitor_add_site, kronsae_site_options};
+use super::monitor::taps::{
+    kronsae_tap, kronsae_tap_create, kronsae_tap_destroy, kronsae_tap_end_request, kronsae_tap_submit,
+    kronsae_token_tag,
+};
 use super::sae::{kronsae_sae, kronsae_sae_destroy, kronsae_sae_get_info, kronsae_sae_info, kronsae_sae_open};
 use super::status::{
     KRONSAE_STATUS_INTERNAL, KRONSAE_STATUS_INVALID_ARGUMENT, KRONSAE_STATUS_OK, KRONSAE_STATUS_POISONED, TABLE,
@@ -136,6 +142,62 @@ fn a_panic_is_a_status_and_poisons_the_encoder_alone() {
 }
 
 #[test]
+fn a_panic_poisons_the_tap_alone() {
+    let mut monitor = null_mut();
+    let (mut one, mut other): (*mut kronsae_tap, *mut kronsae_tap) = (null_mut(), null_mut());
+    let mut site = 9;
+    // SAFETY: all bytes zero is a value of the struct.
+    let mut options: kronsae_site_options = unsafe { std::mem::zeroed() };
+    options.struct_size = size_of::<kronsae_site_options>() as u32;
+    options.name = c"s".as_ptr();
+    options.d_model = 2;
+    // SAFETY: valid pointers throughout; handles are destroyed once, at the end.
+    unsafe {
+        assert_eq!(kronsae_monitor_create(null(), &raw mut monitor, null_mut()), KRONSAE_STATUS_OK);
+        let added = kronsae_monitor_add_site(monitor, &raw const options, null(), &raw mut site, null_mut());
+        assert_eq!((added, site), (KRONSAE_STATUS_OK, 0));
+        for tap in [&raw mut one, &raw mut other] {
+            assert_eq!(kronsae_tap_create(monitor, site, null(), tap, null_mut()), KRONSAE_STATUS_OK);
+        }
+        assert_eq!(submit(one).0, KRONSAE_STATUS_OK);
+        PLANTED.set(true);
+        let (status, message) = submit(one);
+        assert_eq!(status, KRONSAE_STATUS_INTERNAL);
+        assert!(message.contains("kronsae_tap_submit") && message.contains("planted"), "{message}");
+        assert_eq!(submit(one).0, KRONSAE_STATUS_POISONED);
+        assert_eq!(kronsae_tap_end_request(one, 1, null_mut()), KRONSAE_STATUS_POISONED);
+        // Neither the monitor nor another tap of it is poisoned.
+        assert_eq!(submit(other).0, KRONSAE_STATUS_OK);
+        assert_eq!(kronsae_monitor_flush(monitor, 60_000, null_mut()), KRONSAE_STATUS_OK);
+        kronsae_tap_destroy(one);
+        kronsae_tap_destroy(other);
+        kronsae_monitor_destroy(monitor);
+    }
+}
+
+/// Submits (4, 9); returns status and message.
+fn submit(tap: *mut kronsae_tap) -> (i32, String) {
+    let x = [4.0_f32, 9.0];
+    let activations = kronsae_activations {
+        struct_size: size_of::<kronsae_activations>() as u32,
+        dtype: KRONSAE_DTYPE_F32,
+        data: x.as_ptr().cast(),
+        rows: 1,
+        d_model: 2,
+        row_stride: 0,
+    };
+    let tag = kronsae_token_tag { request: 1, position: 0, token: -1, flags: 0, reserved: 0 };
+    let mut error: *mut kronsae_error = null_mut();
+    // SAFETY: everything is alive and as described.
+    unsafe {
+        let status = kronsae_tap_submit(tap, &raw const activations, &raw const tag, 24, null_mut(), &raw mut error);
+        let message = CStr::from_ptr(kronsae_error_message(error)).to_str().unwrap().to_owned();
+        kronsae_error_destroy(error);
+        (status, message)
+    }
+}
+
+#[test]
 fn c_names_and_numbers_are_those_of_status() {
     for (status, number, name) in TABLE {
         assert_eq!(status as i32, number);
@@ -144,5 +206,5 @@ fn c_names_and_numbers_are_those_of_status() {
         assert_eq!(unsafe { CStr::from_ptr(kronsae_status_name(number)) }, name);
     }
     // SAFETY: as above.
-    assert_eq!(unsafe { CStr::from_ptr(kronsae_status_name(10)) }, c"unknown status");
+    assert_eq!(unsafe { CStr::from_ptr(kronsae_status_name(TABLE.len() as i32)) }, c"unknown status");
 }

@@ -175,10 +175,11 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// The turn of tap `at`: one batch, or all control records that wait before the next token.
+    /// The turn of tap `at`: control records that wait, then one batch.
     pub(crate) fn turn(&mut self, core: &Core, at: usize) -> Result<Turn> {
         let mut turn = Turn::Idle;
-        loop {
+        // Bounded, so that a host that queues nothing but control records cannot keep the others waiting.
+        for _ in 0..BATCH {
             match self.taps[at].0.next(BATCH) {
                 Next::Empty => return Ok(turn),
                 Next::Control(control) => {
@@ -188,6 +189,7 @@ impl Site {
                 Next::Tokens(tokens) => return self.tokens(core, at, tokens),
             }
         }
+        Ok(turn)
     }
 
     fn control(&mut self, core: &Core, control: Control) {

@@ -1,7 +1,7 @@
 //! Events on their way to the host: bounded queue for polling, the last ones for readers, one callback.
 
 use super::event::Event;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -168,34 +168,34 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// Which event a match became, so that its retraction can name it. Bounded: the oldest are forgotten.
+/// Which event a match became, so that its retraction can name it: of the last matches of a site, whose handles ascend.
 #[derive(Debug, Default)]
 pub(crate) struct Ids {
-    of: HashMap<u64, u64>,
-    order: VecDeque<u64>,
+    /// Handle and id, at `handle % REMEMBERED`. Taken whole by the first match, so that memory is flat from then on.
+    last: Vec<(u64, u64)>,
 }
 
-/// Matches that can still be retracted by name.
+/// Matches that can still be retracted by name: more than requests alive can have under way by far.
 const REMEMBERED: usize = 1 << 16;
+/// No match has it: they count from 1.
+const NO_HANDLE: u64 = u64::MAX;
 
 impl Ids {
     pub(crate) fn remember(&mut self, handle: u64, id: u64) {
-        if self.order.len() == REMEMBERED
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.of.remove(&oldest);
+        if self.last.is_empty() {
+            self.last.resize(REMEMBERED, (NO_HANDLE, 0));
         }
-        self.of.insert(handle, id);
-        self.order.push_back(handle);
+        self.last[handle as usize % REMEMBERED] = (handle, id);
     }
 
     /// The event's id; 0 where it was forgotten.
     pub(crate) fn id(&self, handle: u64) -> u64 {
-        self.of.get(&handle).copied().unwrap_or(0)
+        let found = self.last.get(handle as usize % REMEMBERED);
+        found.map_or(0, |&(other, id)| if other == handle { id } else { 0 })
     }
 
     pub(crate) fn bytes() -> usize {
-        REMEMBERED * 40
+        REMEMBERED * size_of::<(u64, u64)>()
     }
 }
 

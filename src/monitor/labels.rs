@@ -21,8 +21,8 @@ impl Labels {
     /// start with `#` are left out; a line may end in CR LF.
     ///
     /// # Errors
-    /// [`crate::Status::Format`], with the line: no tab, an index that is no whole number, a latent twice, a label that is
-    /// empty, longer than 512 bytes or holds control characters.
+    /// [`crate::Status::Format`], with the line: no tab, an index that is no whole number, a latent twice, a label that
+    /// is empty, longer than 512 bytes or holds control characters.
     pub fn parse(text: &str) -> Result<Self> {
         let mut labels: Vec<(u32, usize, Arc<str>)> = Vec::new();
         for (number, line) in text.strip_prefix('\u{FEFF}').unwrap_or(text).split('\n').enumerate() {

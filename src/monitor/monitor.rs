@@ -12,7 +12,7 @@ use super::recorder::{Recorder, RecorderOptions};
 use super::requests::Requests;
 use super::ring::Ring;
 use super::rules::{Rules, SiteRules};
-use super::shared::{ABANDONED, Core, DRAINING, FAILED, RUNNING, STOPPED, TokenText, is_worker, refuse_on_worker};
+use super::shared::{ABANDONED, Core, DRAINING, RUNNING, STOPPED, TokenText, is_worker, refuse_on_worker};
 use super::site::{
     Gauges, Model, RuleTable, SiteShared, TapShared, Taps, check_layer, check_name, check_rules_are_watched, layer_of,
     lock,

@@ -380,3 +380,7 @@ impl Consumer {
         self.ring.head.0.store(self.head, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+mod tests;

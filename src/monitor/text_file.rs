@@ -8,7 +8,8 @@ use std::path::Path;
 /// The text of the file at `path`, of at most `most` bytes.
 ///
 /// # Errors
-/// [`Status::Io`] if it is no regular file or cannot be read; [`Status::Format`] if it is longer, or not UTF-8 (with the line).
+/// [`Status::Io`] if it is no regular file or cannot be read; [`Status::Format`] if it is longer, or not UTF-8 (with
+/// the line).
 pub(super) fn read(path: &Path, most: usize) -> Result<String> {
     let name = path.display().to_string();
     // Asked before opening: opening a FIFO would wait for its writer.

@@ -4,7 +4,7 @@
 //! that announcement. A sequentially consistent fence between the two steps on either side means that at least one of
 //! them sees the other: either the worker finds the work, or the producer finds the worker asleep and unparks it.
 
-use super::sync::{AtomicU32, Ordering, Thread, fence};
+use super::sync::{AtomicU32, Ordering, Sleeper, fence};
 use std::time::Duration;
 
 /// It runs, or will look at its queues before it sleeps.
@@ -18,12 +18,12 @@ const ASLEEP: u32 = 2;
 #[derive(Debug)]
 pub(crate) struct Wake {
     state: AtomicU32,
-    worker: Thread,
+    worker: Sleeper,
 }
 
 impl Wake {
-    /// For the thread `worker`, which alone may call [`Wake::sleep`] and [`Wake::rest`].
-    pub(crate) fn new(worker: Thread) -> Self {
+    /// For the thread of `worker`, which alone may call [`Wake::sleep`] and [`Wake::rest`].
+    pub(crate) fn new(worker: Sleeper) -> Self {
         Wake { state: AtomicU32::new(AWAKE), worker }
     }
 
@@ -57,28 +57,13 @@ impl Wake {
     }
 
     fn announced(&self, how: u32, waits: impl FnOnce() -> bool, time: Option<Duration>) {
-        self.state.store(how, Ordering::Relaxed);
+        // Swaps, not stores: each reads the one before, so that all changes of the state are in one plain order.
+        self.state.swap(how, Ordering::AcqRel);
         fence(Ordering::SeqCst);
         if !waits() {
             // A permit left over from an earlier wake ends this at once; the caller looks again and comes back.
-            park(time);
+            self.worker.park(time);
         }
-        self.state.store(AWAKE, Ordering::Relaxed);
-    }
-}
-
-#[cfg(not(all(loom, test)))]
-fn park(time: Option<Duration>) {
-    match time {
-        Some(time) => std::thread::park_timeout(time),
-        None => std::thread::park(),
-    }
-}
-
-/// The model has no clock: a rest ends at once.
-#[cfg(all(loom, test))]
-fn park(time: Option<Duration>) {
-    if time.is_none() {
-        super::sync::park();
+        self.state.swap(AWAKE, Ordering::AcqRel);
     }
 }

@@ -39,7 +39,7 @@ pub(crate) fn start(core: &Arc<Core>, number: usize) -> Result<JoinHandle<()>> {
         .name(format!("kronsae-mon-{number}"))
         .spawn(move || {
             this_is_a_worker();
-            let wake = Wake::new(super::sync::current());
+            let wake = Wake::new(super::sync::Sleeper::current());
             // Set here alone, and before anybody knows of the worker.
             let _ = core.workers[number].wake.set(wake);
             let ready = core.options.scheduling.apply();

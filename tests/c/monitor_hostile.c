@@ -1,12 +1,13 @@
 /* Calls to the monitor that must be refused, each with a message that names the culprit; fork and exit. */
 
-#if !defined(_POSIX_C_SOURCE)
-#define _POSIX_C_SOURCE 200809L /* fork, waitpid */
+#if !defined(_DEFAULT_SOURCE)
+#define _DEFAULT_SOURCE /* fork, waitpid, MAP_ANONYMOUS */
 #endif
 
 #include "monitor.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -232,15 +233,40 @@ void monitor_options(const char *tiny) {
     end_world(&w);
 }
 
+/* What a child process makes for itself. Not under ThreadSanitizer, which cannot have threads in a child. */
+static void own_monitor(const char *tiny) {
+#if !defined(__SANITIZE_THREAD__)
+    world own;
+    make_world(&own, tiny, NULL, NULL);
+    CHECK(submit_row(own.tap, active_row, 1, 0) == 1);
+    CHECK(kronsae_monitor_flush(own.monitor, WAIT, NULL) == KRONSAE_STATUS_OK && status_of(own.monitor).encoded == 1);
+    end_world(&own);
+#else
+    (void)tiny;
+#endif
+}
+
+/* Whether a child ended with this status. Under valgrind it ends with one of its own for what it lost: what threads of the
+ * parent owned, which do not exist in a child, can be freed by nobody, and the library leaves it. */
+static int ended(pid_t child, int expected) {
+    const char *valgrind = getenv("KRONSAE_TEST_LOST_IN_CHILD");
+    int status = -1;
+    if (waitpid(child, &status, 0) != child || !WIFEXITED(status)) return 0;
+    return WEXITSTATUS(status) == expected || (valgrind != NULL && WEXITSTATUS(status) == atoi(valgrind));
+}
+
 /* In a child process: monitor and tap say so, can be destroyed, and a new one works. The parent has not noticed. */
 void monitor_fork(const char *tiny) {
-    world w, own;
+    world w;
     kronsae_error *error = NULL;
     kronsae_event_batch *batch = NULL;
     const kronsae_activations x = rows_of(active_row, 1);
     const kronsae_token_tag tag = tag_of(1, 0);
-    int status = -1;
     pid_t child;
+    unsigned *failed = mmap(NULL, sizeof *failed, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(failed != MAP_FAILED);
+    if (failed == MAP_FAILED) return;
+    *failed = 99;
     make_world(&w, tiny, NULL, NULL);
     set_rules(w.monitor, rule_text);
     CHECK(submit_row(w.tap, active_row, 1, 0) == 1);
@@ -262,14 +288,13 @@ void monitor_fork(const char *tiny) {
         kronsae_tap_destroy(w.tap);
         kronsae_monitor_destroy(w.monitor);
         kronsae_sae_destroy(w.sae);
-        make_world(&own, tiny, NULL, NULL);
-        CHECK(submit_row(own.tap, active_row, 1, 0) == 1);
-        CHECK(kronsae_monitor_flush(own.monitor, WAIT, NULL) == KRONSAE_STATUS_OK && status_of(own.monitor).encoded == 1);
-        end_world(&own);
+        own_monitor(tiny);
         fflush(NULL);
-        _exit(checks_failed == before ? 0 : 1);
+        *failed = checks_failed - before; /* the parent's to read */
+        _exit(0);
     }
-    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK(ended(child, 0) && *failed == 0);
+    munmap(failed, sizeof *failed);
     CHECK(submit_row(w.tap, active_row, 1, 1) == 1);
     CHECK(kronsae_monitor_flush(w.monitor, WAIT, NULL) == KRONSAE_STATUS_OK && status_of(w.monitor).encoded == 2);
     end_world(&w);
@@ -283,7 +308,6 @@ static void ignore(void *user_data, const kronsae_event *event) {
 /* A program that exits with tokens in the queue: it ends, and cleanly. */
 void monitor_exit(const char *tiny) {
     static world w; /* static: what is reachable from it at exit is not lost */
-    int status = -1;
     pid_t child;
     fflush(NULL);
     child = fork();
@@ -297,5 +321,5 @@ void monitor_exit(const char *tiny) {
         for (i = 0; i < 500; i++) submit_row(w.tap, active_row, 1, i);
         exit(checks_failed == before ? 0 : 3);
     }
-    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK(ended(child, 0));
 }

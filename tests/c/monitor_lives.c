@@ -133,7 +133,7 @@ void monitor_destroyed_in_use(const char *tiny) {
 /* Callbacks: where they are called, with what, and what they may not do. */
 
 typedef struct {
-    kronsae_monitor *monitor;
+    _Atomic(kronsae_monitor *) monitor;
     atomic_int calls, refused, blocked, release;
 } listener;
 
@@ -156,8 +156,8 @@ void monitor_callbacks(const char *tiny) {
     world w;
     listener to;
     kronsae_event_batch *batch = NULL;
-    make_world(&w, tiny, NULL, NULL);
     memset(&to, 0, sizeof to);
+    make_world(&w, tiny, NULL, NULL);
     to.monitor = w.monitor;
     set_rules(w.monitor, rule_text);
     CHECK(kronsae_monitor_set_event_callback(w.monitor, listen, &to, NULL) == KRONSAE_STATUS_OK);

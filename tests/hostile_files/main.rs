@@ -8,6 +8,7 @@ mod content;
 mod flips;
 mod header;
 mod raw;
+mod recording;
 mod system;
 mod writing;
 
@@ -31,6 +32,13 @@ fn in_a_child(test: &str, body: impl FnOnce()) {
 /// Limits a resource of this process.
 fn limit(resource: libc::__rlimit_resource_t, bytes: u64) {
     let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: setrlimit reads a valid rlimit.
+    assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0, "setrlimit");
+}
+
+/// As [`limit`], in a way that can be taken back.
+fn limit_now(resource: libc::__rlimit_resource_t, bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: setrlimit reads a valid rlimit.
     assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0, "setrlimit");
 }

@@ -160,3 +160,24 @@ fn permissions_survive() {
         assert_eq!(std::fs::metadata(old.path()).unwrap().permissions().mode() & 0o777, mode);
     }
 }
+
+/// A private file is its owner's alone from the first byte on, whatever the one it replaces allowed.
+#[test]
+fn private_files() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shard.safetensors");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    std::fs::write(&path, "readable").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let source = |sink: &mut dyn std::io::Write| {
+        let temporary = names(folder.path()).into_iter().find(|name| name.ends_with(".tmp")).expect("a temporary file");
+        assert_eq!(mode(&folder.path().join(temporary)), 0o600);
+        sink.write_all(&[0; 4])
+    };
+    let tensors = vec![TensorOut::new("x", TensorDtype::F32, &[1], Box::new(source))];
+    tensor_file::write_private(&path, &BTreeMap::new(), tensors).unwrap();
+    assert_eq!(mode(&path), 0o600);
+    // Opened as any other.
+    tensor_file::TensorFile::open(&path).unwrap();
+}

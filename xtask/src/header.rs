@@ -142,14 +142,19 @@ fn function_name(line: &str) -> Option<&str> {
     name.starts_with("kronsae_").then_some(name)
 }
 
-/// The example program on the header's front page.
+/// The example programs on the header's front page: the one that encodes, the one that monitors.
 ///
 /// # Errors
-/// If the header has none.
-pub(crate) fn front_page_example(header: &str) -> Result<String, String> {
-    let missing = || "include/kronsae.h: no example between @code{.c} and @endcode".to_owned();
-    let (_, rest) = header.split_once(" * @code{.c}\n").ok_or_else(missing)?;
-    let (code, _) = rest.split_once(" * @endcode").ok_or_else(missing)?;
-    let lines = code.lines().map(|line| line.strip_prefix(" * ").or_else(|| line.strip_prefix(" *")).unwrap_or(line));
-    Ok(lines.map(|line| format!("{line}\n")).collect())
+/// If the header has not these two.
+pub(crate) fn front_page_examples(header: &str) -> Result<[String; 2], String> {
+    let programs = header.split(" * @code{.c}\n").skip(1).filter_map(|rest| rest.split_once(" * @endcode"));
+    let programs: Vec<String> = programs
+        .map(|(code, _)| {
+            let bare = |line: &'_ str| line.strip_prefix(" * ").or_else(|| line.strip_prefix(" *")).map(str::to_owned);
+            code.lines().map(|line| bare(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
+        })
+        .collect();
+    programs.try_into().map_err(|found: Vec<String>| {
+        format!("include/kronsae.h: {} examples between @code{{.c}} and @endcode, expected 2", found.len())
+    })
 }

@@ -160,9 +160,8 @@ pub unsafe extern "C" fn kronsae_monitor_set_event_callback(
         let _setting = body.callbacks.setting.lock().unwrap_or_else(PoisonError::into_inner);
         body.callbacks.event.set(callback, user_data);
         let callbacks = Arc::clone(&body.callbacks);
-        body.monitor.set_event_callback(callback.map(|_| -> EventCallback {
-            Box::new(move |event| callbacks.event(event))
-        }))
+        body.monitor
+            .set_event_callback(callback.map(|_| -> EventCallback { Box::new(move |event| callbacks.event(event)) }))
     };
     // SAFETY: as above.
     unsafe { boundary("kronsae_monitor_set_event_callback", error, body) }
@@ -192,9 +191,9 @@ pub unsafe extern "C" fn kronsae_monitor_set_token_text(
         let _setting = body.callbacks.setting.lock().unwrap_or_else(PoisonError::into_inner);
         body.callbacks.text.set(callback, user_data);
         let callbacks = Arc::clone(&body.callbacks);
-        body.monitor.set_token_text(callback.map(|_| -> TokenText {
-            Box::new(move |token, bytes| callbacks.text(token, bytes))
-        }))
+        body.monitor.set_token_text(
+            callback.map(|_| -> TokenText { Box::new(move |token, bytes| callbacks.text(token, bytes)) }),
+        )
     };
     // SAFETY: as above.
     unsafe { boundary("kronsae_monitor_set_token_text", error, body) }

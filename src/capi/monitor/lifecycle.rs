@@ -159,10 +159,7 @@ unsafe fn monitor_options(options: &kronsae_monitor_options) -> Result<MonitorOp
         )));
     }
     if options.reserved != 0 {
-        return Err(Error::invalid(format!(
-            "kronsae_monitor_options: reserved is {}, expected 0",
-            options.reserved
-        )));
+        return Err(Error::invalid(format!("kronsae_monitor_options: reserved is {}, expected 0", options.reserved)));
     }
     // SAFETY: the caller's promise.
     let cpus = unsafe { slice(options.cpus, options.n_cpus, "cpus") }?;

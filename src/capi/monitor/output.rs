@@ -211,7 +211,8 @@ impl Page {
 unsafe fn serve_options(options: &kronsae_serve_options) -> Result<ServeOptions> {
     let default = ServeOptions::default();
     // SAFETY: the caller's promise, here and below.
-    let (address, token) = unsafe { (utf8_or_none(options.address, "address")?, utf8_or_none(options.token, "token")?) };
+    let (address, token) =
+        unsafe { (utf8_or_none(options.address, "address")?, utf8_or_none(options.token, "token")?) };
     // SAFETY: as above.
     let hosts = unsafe { slice(options.hosts, options.n_hosts, "hosts") }?;
     // SAFETY: as above.

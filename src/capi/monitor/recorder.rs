@@ -105,9 +105,10 @@ impl Handle for kronsae_recorder {
 
 impl RecorderBody {
     fn monitor(&self) -> Result<Arc<Monitor>> {
-        let monitor = self.monitor.upgrade().ok_or_else(|| {
-            Error::new(Status::Stopped, "the monitor was destroyed; its shards are closed")
-        })?;
+        let monitor = self
+            .monitor
+            .upgrade()
+            .ok_or_else(|| Error::new(Status::Stopped, "the monitor was destroyed; its shards are closed"))?;
         check_fork(&monitor)?;
         Ok(monitor)
     }

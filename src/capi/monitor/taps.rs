@@ -164,9 +164,7 @@ impl<'a> Tags<'a> {
             )));
         }
         // SAFETY: the rest of the element, in the array.
-        let rest = unsafe {
-            std::slice::from_raw_parts(self.first.add(row * self.size + known), self.size - known)
-        };
+        let rest = unsafe { std::slice::from_raw_parts(self.first.add(row * self.size + known), self.size - known) };
         if rest.iter().any(|byte| *byte != 0) {
             let version = env!("CARGO_PKG_VERSION");
             return Err(Error::invalid(format!("tag {row} sets a field that version {version} does not know")));
@@ -242,6 +240,8 @@ pub unsafe extern "C" fn kronsae_tap_submit(
         // SAFETY: as in kronsae_tap_create.
         let body = unsafe { handle::borrow(tap.cast_const()) }?;
         body.tap.run(|tap| {
+            #[cfg(test)]
+            crate::capi::tests::planted_panic();
             if !accepted.is_null() {
                 output(accepted, "accepted")?;
             }

@@ -2,8 +2,8 @@
 //!
 //! A host that has a metrics endpoint of its own appends this text to it; [`serve`](super::serve) has one as well.
 //!
-//! How many series there are is bounded by configuration and never by what is served: per site 26 and two for each
-//! bound of its two histograms, two for each rule, and at most five for each watched latent. No request, position, token
+//! How many series there are is bounded by configuration and never by what is served: per monitor 9; per site 21,
+//! one for each bound of each of its two histograms, two for each rule, and at most five for each watched latent. No request, position, token
 //! or text ever becomes a label. Label values longer than [`MOST_LABEL_BYTES`] are cut.
 //!
 //! Values that do not exist (a mean of nothing, a drift without calibration) have no sample, rather than NaN.
@@ -90,19 +90,19 @@ fn tokens(snapshot: &Snapshot, w: &mut Writer<'_>) {
     w.family("kronsae_tokens", Kind::Counter, "Submitted tokens that left the queue, by what became of them.");
     for site in &snapshot.sites {
         let Counters { encoded, sampled_out, dropped, not_finite, submitted: _, queued: _ } = site.counters;
-        let outcomes = [
-            ("encoded", encoded),
-            ("sampled_out", sampled_out),
-            ("dropped", dropped),
-            ("not_finite", not_finite),
-        ];
+        let outcomes =
+            [("encoded", encoded), ("sampled_out", sampled_out), ("dropped", dropped), ("not_finite", not_finite)];
         for (outcome, count) in outcomes {
             w.integer("_total", of_site(site).and("outcome", outcome), count);
         }
     }
     w.family("kronsae_queue_tokens", Kind::Gauge, "Tokens in the queues of the site's taps.");
     each(w, |site| site.counters.queued, "");
-    w.family("kronsae_queue_capacity_tokens", Kind::Gauge, "Tokens that the queues of the site's open taps have room for.");
+    w.family(
+        "kronsae_queue_capacity_tokens",
+        Kind::Gauge,
+        "Tokens that the queues of the site's open taps have room for.",
+    );
     each(w, |site| site.taps.iter().filter(|tap| !tap.closed).map(|tap| tap.capacity).sum(), "");
 }
 

@@ -134,7 +134,6 @@ impl<'a> Writer<'a> {
         self.out.push('\n');
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "labels are made for the one histogram they are handed to")]
     pub(super) fn histogram(&mut self, labels: Labels, of: &Histogram) {
         let mut count = 0;
         for (bucket, observed) in of.counts.iter().enumerate() {
@@ -203,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_histogram_is_cumulated_and_always_ends_in_infinity() {
-        let mut write = |bounds: &[f64], counts: &[u64]| {
+        let write = |bounds: &[f64], counts: &[u64]| {
             let mut out = String::new();
             let mut writer = Writer::new(MetricsForm::OpenMetrics, &mut out);
             writer.family("kronsae_x_seconds", Kind::Histogram, "x");

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "shard-";
 const SUFFIX: &str = ".safetensors";
+/// Larger numbers are none of ours; counting on from them could overflow.
+const MOST_NUMBER: u64 = 1 << 53;
 
 /// A folder that this process records into.
 #[derive(Debug)]
@@ -25,8 +27,8 @@ impl Folder {
     ///
     /// # Errors
     /// [`crate::Status::Io`], also where another recorder has it; [`crate::Status::Format`] or
-    /// [`crate::Status::InvalidArgument`] if it has shards that are damaged, of another width, or of another model, hook or
-    /// layer than `metadata` says: no trainer could use them together.
+    /// [`crate::Status::InvalidArgument`] if it has shards that are damaged, of another width, or of another model,
+    /// hook or layer than `metadata` says: no trainer could use them together.
     pub(super) fn take(path: &Path, d_model: usize, metadata: &BTreeMap<String, String>) -> Result<Self> {
         let name = path.display().to_string();
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| Error::io("create", &name, &e))?;
@@ -52,8 +54,8 @@ impl Folder {
             fits(&entry.path(), d_model, metadata)?;
             folder.bytes += entry.metadata().map_err(|e| Error::io("examine", &name, &e))?.len();
             let number = file.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(SUFFIX));
-            if let Some(number) = number.and_then(|number| number.parse::<u64>().ok()) {
-                folder.next = folder.next.max(number.saturating_add(1));
+            if let Some(number) = number.and_then(|number| number.parse::<u64>().ok()).filter(|n| *n < MOST_NUMBER) {
+                folder.next = folder.next.max(number + 1);
             }
         }
         Ok(folder)

@@ -1,10 +1,12 @@
 //! Writes what a tap sees as activation shards, so that a model for a server can be trained from that server.
 //!
-//! A shard is gathered in memory of fixed size and written in one piece: whole and on disk, or not at all. Where the disk
-//! refuses, its tokens are kept and written later; what comes meanwhile and has no room is left out and counted.
+//! A shard is gathered in memory of fixed size and written in one piece: whole and on disk, or not at all. Where the
+//! disk refuses, its tokens are kept and written later; what comes meanwhile and has no room is left out and counted.
 
 mod folder;
 mod shard;
+#[cfg(test)]
+mod tests;
 
 use super::tag::TokenTag;
 use crate::activations::Activations;
@@ -37,11 +39,11 @@ pub struct RecorderOptions {
     pub most_bytes_total: Option<u64>,
     /// Recording ends after so many tokens. `None`, the default: no limit.
     pub most_tokens_total: Option<u64>,
-    /// A shard is written at the latest so long after its first token, full or not; a minute by default. What a kill can
-    /// lose.
+    /// A shard is written at the latest so long after its first token, full or not; a minute by default. What a kill
+    /// can lose.
     pub most_age: Duration,
-    /// Record tokens at position 0, too. Not by default: they are attention sinks of a hundred times the norm, and no good
-    /// for training.
+    /// Record tokens at position 0, too. Not by default: they are attention sinks of a hundred times the norm, and no
+    /// good for training.
     pub keep_position_0: bool,
     /// Record token ids. Not by default: they are the text.
     pub token_ids: bool,
@@ -105,8 +107,8 @@ pub enum RecorderState {
     Closed,
 }
 
-/// Records one site into one folder. Used by one thread at a time; a shard that is full is written by the call that filled
-/// it, which waits for the disk.
+/// Records one site into one folder. Used by one thread at a time; a shard that is full is written by the call that
+/// filled it, which waits for the disk.
 ///
 /// Every token pushed is written, in memory, left out ([`PushOutcome::LeftOut`], [`PushOutcome::NotFinite`],
 /// [`PushOutcome::Finished`]) or a failure. Files have mode 0600.
@@ -136,9 +138,9 @@ impl Recorder {
     /// A recorder of rows of `d_model`. Takes all the memory it will ever have.
     ///
     /// # Errors
-    /// [`crate::Status::InvalidArgument`] for a dtype, width or limit out of range, for a folder that another recorder writes
-    /// into, and for one with shards of another model, hook, layer or width; [`crate::Status::Format`] if one of them is
-    /// damaged; [`crate::Status::Io`]; [`crate::Status::OutOfMemory`].
+    /// [`crate::Status::InvalidArgument`] for a dtype, width or limit out of range, for a folder that another recorder
+    /// writes into, and for one with shards of another model, hook, layer or width; [`crate::Status::Format`] if one of
+    /// them is damaged; [`crate::Status::Io`]; [`crate::Status::OutOfMemory`].
     pub fn new(options: RecorderOptions, d_model: usize) -> Result<Self> {
         if !matches!(options.dtype, Dtype::Bf16 | Dtype::F32) {
             return Err(Error::invalid(format!("recording in {}, expected BF16 or F32", options.dtype)));
@@ -241,8 +243,8 @@ impl Recorder {
         self.shard.end(request);
     }
 
-    /// Writes a shard that is old enough, or one that could not be written before. To be called now and then, every second
-    /// say.
+    /// Writes a shard that is old enough, or one that could not be written before. To be called now and then, every
+    /// second say.
     pub fn tick(&mut self) {
         self.tick_at(Instant::now());
     }
@@ -288,8 +290,8 @@ impl Recorder {
         }
     }
 
-    /// Writes what there is and ends recording; afterwards another recorder may have the folder. Dropping a recorder closes
-    /// it, too.
+    /// Writes what there is and ends recording; afterwards another recorder may have the folder. Dropping a recorder
+    /// closes it, too.
     ///
     /// # Errors
     /// [`crate::Status::Io`] if the last shard cannot be written: its tokens are lost, and counted as failures.

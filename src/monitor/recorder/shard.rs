@@ -73,7 +73,7 @@ impl Shard {
     }
 
     fn most_text(most: usize) -> usize {
-        most.saturating_mul(TEXT_PER_TOKEN).max(MOST_TEXT)
+        most.saturating_mul(TEXT_PER_TOKEN).saturating_add(MOST_TEXT)
     }
 
     /// Bytes of memory, closely.
@@ -144,8 +144,8 @@ impl Shard {
         true
     }
 
-    /// The number of the token's sequence in this shard: positions ascend in a sequence, so a request that goes back (it
-    /// was rewound, or its number is used again) begins another one.
+    /// The number of the token's sequence in this shard: positions ascend in a sequence, so a request that goes back
+    /// (it was rewound, or its number is used again) begins another one.
     fn sequence(&mut self, tag: &TokenTag) -> i32 {
         let mut next = || {
             self.next_sequence += 1;

@@ -103,8 +103,8 @@ impl SiteRules {
     ///
     /// # Errors
     /// [`crate::Status::InvalidArgument`], with line, rule and site: a latent that the model does not have, a quantile
-    /// where it is not calibrated, a level it was not calibrated at (the error names those there are), or the quantile of a
-    /// latent that never was active on the calibration corpus.
+    /// where it is not calibrated, a level it was not calibrated at (the error names those there are), or the quantile
+    /// of a latent that never was active on the calibration corpus.
     pub fn compile(rules: &Rules, site: &str, sae: &Sae) -> Result<Self> {
         let _env = crate::float_env::FloatEnv::enter();
         let here = |rule: &&Rule| rule.sites.as_ref().is_none_or(|sites| sites.iter().any(|name| name == site));

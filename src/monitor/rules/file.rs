@@ -1,5 +1,5 @@
-//! A rules file: TOML text -> rules, bound to no model. What is wrong is said with the rule, the line, what was found and
-//! what was expected.
+//! A rules file: TOML text -> rules, bound to no model. What is wrong is said with the rule, the line, what was found
+//! and what was expected.
 
 use super::{Condition, Level, Rule, Term, Tokens};
 use crate::error::{Error, Result};
@@ -137,8 +137,8 @@ fn syntax(text: &str, error: &toml::de::Error) -> Error {
     }
 }
 
-/// The rule whose text holds `byte`, by name or, where it has none, by number; `None` outside rules and where the text is
-/// no TOML at all.
+/// The rule whose text holds `byte`, by name or, where it has none, by number; `None` outside rules and where the text
+/// is no TOML at all.
 fn name_at(text: &str, byte: usize) -> Option<String> {
     let document = toml::de::DeTable::parse(text).ok()?;
     let rules = document.get_ref().get("rule")?.get_ref().as_array()?;

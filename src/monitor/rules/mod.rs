@@ -28,8 +28,9 @@ impl Rules {
     /// The rules of a TOML text. An empty text has none, which switches rules off.
     ///
     /// # Errors
-    /// [`crate::Status::Format`], with the line, the rule's name, what was found and what was expected: no TOML, an unknown
-    /// or missing key, a name twice, a threshold that is negative or no number, a window that can never be full, and so on.
+    /// [`crate::Status::Format`], with the line, the rule's name, what was found and what was expected: no TOML, an
+    /// unknown or missing key, a name twice, a threshold that is negative or no number, a window that can never be
+    /// full, and so on.
     ///
     /// # Examples
     /// ```
@@ -71,8 +72,8 @@ impl Rules {
         self.rules.is_empty()
     }
 
-    /// The site names that rules ask for, each with the rule that does: a name that no site has is a mistake that the owner
-    /// of the sites can see.
+    /// The site names that rules ask for, each with the rule that does: a name that no site has is a mistake that the
+    /// owner of the sites can see.
     pub fn sites(&self) -> impl Iterator<Item = (&str, &Arc<str>)> {
         self.rules.iter().flat_map(|rule| rule.sites.iter().flatten().map(move |site| (site.as_str(), &rule.name)))
     }

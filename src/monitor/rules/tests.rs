@@ -63,8 +63,10 @@ fn conditions_hold_when_they_should() {
             { name = "quantile", when = { latent = 1, above_quantile = 0.99 } },
             { name = "any", when = { any = [{ latent = 0, above = 1.0 }, { latent = 3, above = 1.0 }] } },
             { name = "all", when = { all = [{ latent = 0, above = 1.0 }, { latent = 3, above = 1.0 }] } },
-            { name = "sum", when = { sum = [{ latent = 0 }, { latent = 1, weight = 2.0 }, { latent = 2, weight = -1.0 }], above = 5.0 } },
-            { name = "nested", when = { all = [{ latent = 2, above = 0.0 }, { any = [{ latent = 0, above = 7.0 }, { latent = 1, above = 7.0 }] }] } },
+            { name = "sum", when = { sum = [{ latent = 0 }, { latent = 1, weight = 2.0 }, { latent = 2, weight = -1.0 }],
+              above = 5.0 } },
+            { name = "nested", when = { all = [{ latent = 2, above = 0.0 },
+              { any = [{ latent = 0, above = 7.0 }, { latent = 1, above = 7.0 }] }] } },
             { name = "prompt", tokens = "prompt", when = { latent = 2, above = 0.0 } },
             { name = "generated", tokens = "generated", when = { latent = 2, above = 0.0 } },
             { name = "elsewhere", sites = ["there"], when = { latent = 9999, above = 0.0 } },
@@ -87,7 +89,8 @@ fn conditions_hold_when_they_should() {
 
 #[test]
 fn latents_of_a_match_stand_in_the_order_of_the_rule() {
-    let when = "{ any = [{ latent = 3, above = 1 }, { latent = 0, above = 1 }, { latent = 3, above = 9 }, { latent = 1, above = 1 }] }";
+    let when = "{ any = [{ latent = 3, above = 1 }, { latent = 0, above = 1 }, { latent = 3, above = 9 }, \
+                { latent = 1, above = 1 }] }";
     let rules = compiled(&format!("[[rule]]\nname = \"r\"\nwhen = {when}"));
     let mut touched = Touched::new(&rules).unwrap();
     rules.evaluate(&TokenTag::default(), &[1, 3], &[5.0, 2.0], &mut touched);
@@ -117,7 +120,8 @@ fn defaults_and_severities() {
     let rules = Rules::parse(
         "\u{FEFF}[[rule]]\nname = \"a-B_1.c\"\nwhen = { latent = 0, above = 0 }\r\n\
          [[rule]]\nname = \"b\"\nseverity = \"critical\"\ndescription = \"d\"\nsites = [\"x\", \"here\"]\n\
-         when = { latent = 0, above = 0 }\nwindow = { at_least = 2, of_last = 2 }\ncooldown = { tokens = 3, seconds = 0.5 }",
+         when = { latent = 0, above = 0 }\nwindow = { at_least = 2, of_last = 2 }\n\
+         cooldown = { tokens = 3, seconds = 0.5 }",
     )
     .unwrap();
     assert_eq!(

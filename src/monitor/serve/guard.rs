@@ -181,7 +181,9 @@ mod tests {
             assert!(error.message().contains("no token"), "{error}");
             address(&options(open, Some(TOKEN))).unwrap();
         }
-        for wrong in ["", "localhost", "127.0.0.1", ":9464", "example.org:80", "127.0.0.1:65536", "localhost:x", "::1:80"] {
+        for wrong in
+            ["", "localhost", "127.0.0.1", ":9464", "example.org:80", "127.0.0.1:65536", "localhost:x", "::1:80"]
+        {
             let error = address(&options(wrong, Some(TOKEN))).unwrap_err();
             assert!(error.message().contains("IP address with a port"), "{wrong}: {error}");
         }
@@ -205,10 +207,25 @@ mod tests {
     fn hosts() {
         let guard = guard(None);
         let check = |uri: &str, pairs: &[(&'static str, &str)]| guard.host(&uri.parse().unwrap(), &headers(pairs));
-        for good in ["localhost", "LOCALHOST:9464", "127.0.0.1:1", "10.1.2.3", "[::1]:9464", "[::1]", "Node-7.Example:8080"] {
+        for good in
+            ["localhost", "LOCALHOST:9464", "127.0.0.1:1", "10.1.2.3", "[::1]:9464", "[::1]", "Node-7.Example:8080"]
+        {
             assert_eq!(check("/", &[("host", good)]), Ok(()), "{good}");
         }
-        for bad in ["", "evil.example", "evil.example:9464", "localhost.evil.example", "127.0.0.1.evil.example", "::1", "x@localhost", "localhost:", "localhost:99999", "[::1", "2130706433", "0x7f.1"] {
+        for bad in [
+            "",
+            "evil.example",
+            "evil.example:9464",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "::1",
+            "x@localhost",
+            "localhost:",
+            "localhost:99999",
+            "[::1",
+            "2130706433",
+            "0x7f.1",
+        ] {
             let Refused(status, _) = check("/", &[("host", bad)]).unwrap_err();
             assert_eq!(status, StatusCode::MISDIRECTED_REQUEST, "{bad}");
         }
@@ -243,7 +260,16 @@ mod tests {
         };
         assert!(check(&["Bearer 0123456789abcdef"]));
         assert!(check(&["bearer   0123456789abcdef "]));
-        for wrong in ["", "Bearer", "Bearer ", "0123456789abcdef", "Basic 0123456789abcdef", "Bearer 0123456789abcdeF", "Bearer 0123456789abcde", "Bearer 0123456789abcdefg"] {
+        for wrong in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "0123456789abcdef",
+            "Basic 0123456789abcdef",
+            "Bearer 0123456789abcdeF",
+            "Bearer 0123456789abcde",
+            "Bearer 0123456789abcdefg",
+        ] {
             assert!(!check(&[wrong]), "{wrong}");
         }
         assert!(!check(&[]));

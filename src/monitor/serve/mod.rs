@@ -86,7 +86,7 @@ impl Default for ServeOptions {
 impl fmt::Debug for ServeOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ServeOptions { address, token, hosts, clients } = self;
-        let token = token.as_ref().map(|_| "(secret)");
+        let token = token.as_ref().map(|_| "set");
         f.debug_struct("ServeOptions")
             .field("address", address)
             .field("token", &token)
@@ -107,7 +107,6 @@ impl Server {
     ///
     /// # Errors
     /// [`Status::Unsupported`](crate::Status) always: this build has no live page.
-    #[expect(clippy::needless_pass_by_value, reason = "as where the feature is on")]
     pub fn start(options: ServeOptions, source: Arc<dyn Source>) -> crate::Result<Server> {
         let _ = (options, source);
         Err(crate::Error::new(
@@ -125,5 +124,33 @@ impl Server {
     /// Ends it.
     pub fn stop(self) {
         match self {}
+    }
+}
+
+#[cfg(all(test, not(feature = "live")))]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Source for Nothing {
+        fn snapshot(&self) -> Snapshot {
+            unreachable!("nobody serves it")
+        }
+
+        fn recent(&self, _site: u32, _since: u64, _most: usize) -> Vec<RecentToken> {
+            Vec::new()
+        }
+
+        fn events(&self, _since: u64, _most: usize) -> Vec<Event> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn a_build_without_the_feature_says_so() {
+        let error = Server::start(ServeOptions::default(), Arc::new(Nothing)).unwrap_err();
+        assert_eq!(error.status(), crate::Status::Unsupported);
+        assert!(error.message().contains("cargo feature `live`"), "{error}");
     }
 }

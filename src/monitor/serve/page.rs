@@ -1,4 +1,5 @@
-//! The page: one document made of three files, and the policy that lets it run its own script and style and nothing else.
+//! The page: one document made of several files, and the policy that lets it run its own script and style and nothing
+//! else.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -8,7 +9,18 @@ use sha2::{Digest, Sha256};
 
 const DOCUMENT: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
-const SCRIPT: &str = include_str!("page/page.js");
+/// In one function, whose names nobody outside can reach; each part knowing those before it by name; what runs at once is in the last.
+const SCRIPT: &str = concat!(
+    "\n(() => {\n",
+    include_str!("page/base.js"),
+    include_str!("page/site.js"),
+    include_str!("page/tokens.js"),
+    include_str!("page/latents.js"),
+    include_str!("page/health.js"),
+    include_str!("page/rules.js"),
+    include_str!("page/main.js"),
+    "})();\n",
+);
 
 /// What `/` answers.
 pub(super) struct Page {

@@ -18,8 +18,8 @@ use tokio::task::LocalSet;
 
 /// Bytes the kernel may hold for a client that does not read.
 const SEND_BUFFER: u32 = 64 << 10;
-/// Connections the kernel may hold until they are accepted.
-const BACKLOG: u32 = 128;
+/// Connections the kernel may hold until they are accepted: enough that a burst does not make others wait to try again.
+const BACKLOG: u32 = 1024;
 /// The thread's niceness: a page that somebody looks at must not take time from a model that is asked.
 const NICENESS: libc::c_int = 10;
 
@@ -61,9 +61,10 @@ impl Server {
         let body = move || run(&runtime, listener, stopped, Shared::new(source, guard, clients));
         let thread = {
             let _blocked = SignalsBlocked::enter();
-            std::thread::Builder::new().name("kronsae-serve".to_owned()).spawn(body).map_err(|e| {
-                Error::new(Status::OutOfMemory, format!("cannot start the server's thread: {e}"))
-            })?
+            std::thread::Builder::new()
+                .name("kronsae-serve".to_owned())
+                .spawn(body)
+                .map_err(|e| Error::new(Status::OutOfMemory, format!("cannot start the server's thread: {e}")))?
         };
         Ok(Server { address, stop: Some(stop), thread: Some(thread), process: process_id() })
     }

@@ -67,6 +67,42 @@ pub(super) fn onnx(root: &Path) -> Report {
     Report::of_tests(run(cargo(root, &[&["test"][..], &feature, &["--test", "onnx"]].concat())))
 }
 
+/// Builds of their own, with another set of atomics: minutes the first time.
+pub(super) fn loom(root: &Path) -> Report {
+    let mut command = cargo(root, &["test", "--release", "--package", "kronsae", "--lib", "loom_model"]);
+    command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", root.join("target/loom"));
+    Report::of_tests(run(command))
+}
+
+/// The standard library comes without the sanitizer, and the compiler must be told that this is meant; both are switches of
+/// the nightly compiler that the stable one has, too.
+pub(super) fn tsan(root: &Path) -> Report {
+    let target = "x86_64-unknown-linux-gnu";
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        let tool = format!("ThreadSanitizer's runtime ({target} only)");
+        return Report { skipped: 1, missing: Some(tool), ..Report::default() };
+    }
+    let test = |program: &str, more: &[&str]| {
+        let mut command = cargo(
+            root,
+            &[&["test", "--package", "kronsae", "--target", target, "--test", program, "--"], more].concat(),
+        );
+        command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", root.join("target/tsan"));
+        command.env("RUSTFLAGS", "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer");
+        command.env("TSAN_OPTIONS", format!("halt_on_error=1 suppressions={}", root.join("tests/tsan.supp").display()));
+        run(command)
+    };
+    match test("monitor_race", &["--ignored"]) {
+        Ok(ran) if ran.output.contains("WARNING: ThreadSanitizer: data race") => {}
+        Ok(ran) => {
+            let output = format!("{}\nThreadSanitizer did not report a planted race", ran.output);
+            return Report { failed: 1, output, ..Report::default() };
+        }
+        Err(output) => return Report { failed: 1, output, ..Report::default() },
+    }
+    Report::of_tests(test("monitor", &[]))
+}
+
 /// In the tests' profile, each for one iteration: that they run, not how fast.
 pub(super) fn benches(root: &Path) -> Result<(), String> {
     succeed(run(cargo(root, &["test", "--workspace", "--benches"])))
@@ -81,6 +117,40 @@ pub(super) fn fuzz_targets(root: &Path) -> Result<(), String> {
     let mut command = cargo(root, &["check", "--manifest-path", "fuzz/Cargo.toml"]);
     command.env("CARGO_TARGET_DIR", root.join("target/fuzz"));
     succeed(run(command))
+}
+
+/// The runtime without its default features: it compiles, and what is missing says so.
+pub(super) fn without_live(root: &Path) -> Report {
+    let bare = ["--package", "kronsae", "--no-default-features"];
+    let lints = [&["clippy"][..], &bare, &["--all-targets", "--", "-D", "warnings"]].concat();
+    if let Err(output) = succeed(run(cargo(root, &lints))) {
+        return Report { failed: 1, output, ..Report::default() };
+    }
+    Report::of_tests(run(cargo(root, &[&["test"][..], &bare, &["--lib", "monitor::"]].concat())))
+}
+
+/// The live page in a real browser.
+pub(super) fn browser(root: &Path) -> Report {
+    live(root, "browser::", &[("chromium", "chromium (Debian: apt-get install chromium)")])
+}
+
+/// What Prometheus makes of metrics and alert rules.
+pub(super) fn prometheus(root: &Path) -> Report {
+    let tool = "prometheus (Debian: apt-get install prometheus)";
+    live(root, "prometheus::", &[("promtool", tool), ("prometheus", tool)])
+}
+
+/// Tests of the live server that other tests' runs leave out, for the programs they need.
+fn live(root: &Path, module: &str, programs: &[(&str, &str)]) -> Report {
+    for (program, tool) in programs {
+        let mut version = std::process::Command::new(program);
+        version.arg("--version");
+        if run(version).is_err() {
+            return Report { skipped: 1, missing: Some((*tool).to_owned()), ..Report::default() };
+        }
+    }
+    let args = ["test", "--package", "kronsae", "--test", "live", "--", "--ignored", "--test-threads=2", module];
+    Report::of_tests(run(cargo(root, &args)))
 }
 
 fn require(root: &Path, subcommand: &str, tool: &str) -> Result<(), String> {
