@@ -1,5 +1,6 @@
 """A llama-server with monitoring attached, for tests and the demonstration."""
 
+import http.client
 import json
 import os
 import signal
