@@ -71,10 +71,10 @@ class Server:
         with urllib.request.urlopen((base or f"http://127.0.0.1:{self.port}") + path, timeout=60) as answer:
             return json.loads(answer.read())
 
-    def post(self, path, body):
+    def post(self, path, body, timeout=300):
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(),
                                          {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=300) as answer:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
             return json.loads(answer.read())
 
     def tokens(self, text):
