@@ -1,5 +1,6 @@
 //! `cargo xtask test`: the list of steps, and what runs them.
 
+mod llama;
 mod rust;
 
 use crate::{data, header, native, process};
@@ -87,6 +88,12 @@ const STEPS: &[Step] = &[
     tests("live-page", "the live page in a real browser", false, rust::browser),
     tests("prometheus", "metrics, alert rules and dashboard with promtool and Prometheus", false, rust::prometheus),
     check("benches", "every benchmark runs once", false, rust::benches),
+    tests(
+        "llama",
+        "llama-server with monitoring attached: the demonstration in small, and faults",
+        false,
+        llama::tests,
+    ),
     check("fuzz-targets", "the fuzz targets still compile", false, rust::fuzz_targets),
 ];
 
