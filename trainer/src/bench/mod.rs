@@ -106,7 +106,7 @@ pub struct Cell {
     pub weight_bytes: u64,
     /// These over the median, 1e9 a second.
     pub gigabytes_per_second: f64,
-    /// Share of the read bandwidth measured beside it: at batch 1, the fraction of the floor.
+    /// Share of the read bandwidth measured beside it. The larger of this and `share_of_peak` is the fraction of the floor.
     pub share_of_read: Option<f64>,
     /// 2 * tokens * rows * d operations over the median, 1e9 a second; none where nothing is computed.
     pub gigaops_per_second: Option<f64>,
@@ -114,7 +114,7 @@ pub struct Cell {
     pub products: usize,
     /// What multiplies, where it is known.
     pub unit: Option<Unit>,
-    /// Operations times products over the peak of that unit: at batch 64 and above, the fraction of the floor.
+    /// Operations times products over the peak of that unit.
     pub share_of_peak: Option<f64>,
     /// Of this library's encoder: whether such a call is screened.
     pub screened: Option<bool>,

@@ -251,16 +251,18 @@ pub fn markdown(report: &OpenReport) -> String {
         let multiple = bytes as f64 / o.encoder_f32_bytes.max(1) as f64;
         format!("{:.1} MB, {multiple:.3} x the encoder in f32", bytes as f64 / 1e6)
     };
+    // Parts are measured apart, so on a busy machine they may come to more than the whole.
+    let rest = |ns: f64| if ns > 0.0 { duration(ns) } else { "too little to tell".to_owned() };
     row(&report.model, &|o| if o.encoder_only { "encoder-only" } else { "whole" }.to_owned());
     row("encoder's weights in the file", &|o| o.dtype.clone());
     row("opening", &|o| duration(o.open_ns));
     row("- of that reading the file", &|o| duration(o.read_ns));
     row("- memory for the weights", &|o| duration(o.memory_ns));
-    row("- the rest: placing, checking", &|o| duration((o.open_ns - o.read_ns - o.memory_ns).max(0.0)));
+    row("- the rest: placing, checking", &|o| rest(o.open_ns - o.read_ns - o.memory_ns));
     row("making the encoder", &|o| duration(o.encoder_ns));
     row("- of that workspace and threads", &|o| duration(o.workspace_ns));
     row("- the rest: the int8 copy", &|o| {
-        if o.has_copy { duration((o.encoder_ns - o.workspace_ns).max(0.0)) } else { "none is made".to_owned() }
+        if o.has_copy { rest(o.encoder_ns - o.workspace_ns) } else { "none is made".to_owned() }
     });
     row("first encode, one token", &|o| duration(o.first_encode_ns));
     row("second encode", &|o| duration(o.second_encode_ns));

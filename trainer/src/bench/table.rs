@@ -149,13 +149,13 @@ fn preamble(report: &Report) -> String {
     );
     line(
         "GB/s: bytes of weights that a call reads at least once over the median, those of the int8 copy and of what is looked \
-         at closer where it is screened; \"of read\": against the bandwidth measured beside it; at batch 1 that is the \
-         fraction of the floor"
+         at closer where it is screened; \"of read\": against the bandwidth measured beside it"
             .to_owned(),
     );
     line(
         "Gop/s: 2 x tokens x rows x d over the median; \"of peak\": that, times as many products of planes as each weight \
-         takes, against the peak of what multiplies (\"by\"); at batch 64 and above that is the fraction of the floor"
+         takes, against the peak of what multiplies (\"by\"); the floor of a call is what takes longer, reading or \
+         multiplying, so the larger of \"of read\" and \"of peak\" is the fraction of the floor: the first at batch 1"
             .to_owned(),
     );
     out.push('\n');
