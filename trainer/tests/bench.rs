@@ -99,7 +99,7 @@ fn scaling_draws_two_plots() {
     stdout(&bench(&run));
     for name in ["scaling-latents", "scaling-rows"] {
         let svg = std::fs::read_to_string(Path::new(out).join(format!("{name}.svg"))).unwrap();
-        assert_eq!(svg.matches("<circle").count(), 16, "{svg}");
+        assert_eq!(svg.matches("<circle").count(), 12, "{svg}");
         assert!(Path::new(out).join(format!("{name}.json")).exists());
     }
 }

@@ -59,6 +59,8 @@ pub struct Options {
     pub retries: usize,
     /// Contenders whose name has none of these are left out; all take part if it is empty.
     pub only: Vec<String>,
+    /// Contenders of these names are left out.
+    pub without: &'static [&'static str],
 }
 
 /// What is in the caches when a call begins.
@@ -252,7 +254,8 @@ fn assemble(
 ) -> Result<Assembled> {
     let (mut names, mut contenders): Assembled = Default::default();
     for (name, build) in CONTENDERS {
-        if !options.only.is_empty() && !options.only.iter().any(|only| name.contains(only.as_str())) {
+        let asked = options.only.is_empty() || options.only.iter().any(|only| name.contains(only.as_str()));
+        if !asked || options.without.contains(name) {
             continue;
         }
         progress(&format!("{}, {threads} threads: preparing {name}", workshop.shape.name));

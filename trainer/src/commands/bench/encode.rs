@@ -56,6 +56,7 @@ pub(super) fn run(args: &EncodeArgs) -> Result<()> {
         effort: if quick { Effort::QUICK } else { Effort::FULL },
         retries: args.peers.retries,
         only: args.peers.only.clone(),
+        without: &[],
     };
     check_k(options.k, &options.shapes)?;
     if let Some(out) = &args.out {
