@@ -183,6 +183,9 @@ fn opening_is_measured_in_processes_of_its_own() {
         {
             assert!(number(key) > 0.0, "{key}: {o}");
         }
+        let steps = number("open_ns") + number("encoder_ns") + number("first_encode_ns");
+        assert!((number("until_latents_ns") - steps).abs() < 1.0, "{o}");
+        assert!((number("rss_multiple") * number("encoder_f32_bytes") - number("rss_encoded")).abs() < 1.0, "{o}");
         // The weights, of 4 MB, and with the encoder their copy, as large; a decoder in f32 of 16 MB.
         let grew = |from: &str, to: &str| number(to) - number(from);
         assert!(grew("rss_at_start", "rss_opened") > 4e6, "{o}");
