@@ -1,4 +1,4 @@
-//! `cargo bench -p kronsae`: selection alone, encode at several batch sizes, decode. All at (d576, h1024, m4, n4, K50), an
+//! `cargo bench -p kronsae`: selection alone and its share, encode at several batch sizes and by each path, decode. All at (d576, h1024, m4, n4, K50), an
 //! F of 16,384, on real activations from `data/sample`; W is random, of unit-variance pre-activations like a fresh model.
 //!
 //! Criterion reports time per call and elements per second; an element is a token.
@@ -11,12 +11,13 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use kronsae::sae::{Config, Encoder as Shape, MatrixRef, ModelWriter, Selection, Which};
 use kronsae::tensor_file::TensorFile;
 use kronsae::{
-    Activations, Dtype, Encoder, EncoderOptions, Isa, Latents, RowOutcome, Sae, Selector, dtype, pre_activations,
+    Activations, Dtype, EncodePath, Encoder, EncoderOptions, Isa, Latents, RowOutcome, Sae, Selector, dtype,
+    pre_activations,
 };
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const D: usize = 576;
 const KRON: Shape = Shape::Kron { heads: 1024, base: 4, extension: 4 };
@@ -143,6 +144,74 @@ fn encode(c: &mut Criterion) {
     group.finish();
 }
 
+/// One batch by each path, on one thread.
+fn screening(c: &mut Criterion) {
+    let x = tokens();
+    let mut group = c.benchmark_group("screening");
+    let sae = model(&x, KRON, Dtype::F32);
+    for (name, path) in [("screened", EncodePath::Screened), ("fast", EncodePath::Fast), ("plain", EncodePath::Plain)] {
+        let mut encoder = Encoder::new(Arc::clone(&sae), EncoderOptions { threads: 1, path }).unwrap();
+        for batch in [1, 64] {
+            let mut latents = Latents::new(batch, K).unwrap();
+            let mut batches = x.chunks_exact(batch * D).cycle();
+            let (mut calls, before) = (0, encoder.screening().map_or(0, |screening| screening.recomputed_rows));
+            group.throughput(Throughput::Elements(batch as u64));
+            group.bench_function(BenchmarkId::new(name, batch), |b| {
+                b.iter(|| {
+                    calls += 1;
+                    let x = Activations::from_f32(batches.next().unwrap(), D).unwrap();
+                    encoder.encode(x, &mut latents.as_mut()).unwrap()
+                });
+            });
+            if let Some(screening) = encoder.screening() {
+                let share = (screening.recomputed_rows - before) as f64 / (calls * batch * KRON.rows()) as f64;
+                eprintln!("  {name}, batch {batch}: {:.2} % of the rows computed exactly", 100.0 * share);
+            }
+        }
+    }
+    group.finish();
+}
+
+/// Selection beside the encode that it is part of: the same 64 tokens, on one thread, by the path that the encoder chooses.
+fn selection_share(c: &mut Criterion) {
+    const BATCH: usize = 64;
+    let x = tokens();
+    let x = &x[..BATCH * D];
+    let sae = model(x, KRON, Dtype::F32);
+    let (isa, rows) = (Isa::detect().unwrap(), KRON.rows());
+    let mut y = vec![0.0; BATCH * rows];
+    let weights = sae.encoder();
+    pre_activations(isa, weights.weight.as_ref(), &weights.bias, x, D, BATCH, 0..rows, &mut y, rows);
+    let mut selector = Selector::new(KRON, Selection::TopK(K), None, isa).unwrap();
+    let mut encoder = Encoder::new(Arc::clone(&sae), EncoderOptions::default()).unwrap();
+    let mut latents = Latents::new(BATCH, K).unwrap();
+    let mut select = || {
+        y.chunks_exact(rows).for_each(|y| {
+            black_box(selector.select(black_box(y)));
+        });
+    };
+    let mut encode = || {
+        encoder.encode(Activations::from_f32(black_box(x), D).unwrap(), &mut latents.as_mut()).unwrap();
+    };
+    // In turns, so that what else the machine does falls on both.
+    let timed = |run: &mut dyn FnMut()| {
+        let start = Instant::now();
+        run();
+        start.elapsed()
+    };
+    let mut best = [Duration::MAX; 2];
+    for _ in 0..20 {
+        best = [best[0].min(timed(&mut select)), best[1].min(timed(&mut encode))];
+    }
+    let share = 100.0 * best[0].as_secs_f64() / best[1].as_secs_f64();
+    eprintln!("  selection from all pre-activations: {share:.1} % of the encode of {BATCH} tokens, best of each");
+    let mut group = c.benchmark_group("selection-share");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    group.bench_function("select", |b| b.iter(&mut select));
+    group.bench_function("encode", |b| b.iter(&mut encode));
+    group.finish();
+}
+
 fn decode(c: &mut Criterion) {
     const BATCH: usize = 64;
     let x = tokens();
@@ -168,6 +237,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(20);
-    targets = selection, encode, decode
+    targets = selection, selection_share, encode, screening, decode
 }
 criterion_main!(benches);

@@ -49,8 +49,8 @@ pub use activations::Activations;
 pub use decode::{LatentsRef, SteerTerm};
 pub use dtype::Dtype;
 pub use encode::{
-    EncodePath, EncodeSummary, Encoder, EncoderOptions, Latents, LatentsMut, ROW_NOT_FINITE, ROW_TRUNCATED, RowOutcome,
-    Screening, Selector, Watch, WatchRule, pre_activations,
+    AutoRule, EncodePath, EncodeSummary, Encoder, EncoderOptions, Instruction, Latents, LatentsMut, Plan,
+    ROW_NOT_FINITE, ROW_TRUNCATED, RowOutcome, Screening, Selector, Watch, WatchRule, pre_activations,
 };
 pub use error::{Error, Result, Status};
 pub use float_env::FloatEnv;

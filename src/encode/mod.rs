@@ -5,12 +5,14 @@ mod candidates;
 mod latents;
 mod maxima;
 mod path;
+mod plan;
 mod screen;
 mod select;
 mod watch;
 
 pub use latents::{Latents, LatentsMut, ROW_NOT_FINITE, ROW_TRUNCATED};
-pub use path::EncodePath;
+pub use path::{AutoRule, EncodePath};
+pub use plan::{Instruction, Plan};
 pub use select::{RowOutcome, Selector};
 pub use watch::{Watch, WatchRule};
 

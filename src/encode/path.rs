@@ -67,23 +67,87 @@ impl EncodePath {
             EncodePath::Screened => usize::MAX,
             EncodePath::Fast if weight.cols >= LEAST_WIDTH => usize::MAX,
             EncodePath::Fast => 0,
-            // Without vectors the copy is no faster than the weights.
-            EncodePath::Auto if isa.level() == crate::IsaLevel::Portable => 0,
-            EncodePath::Auto if weight.cols < LEAST_WIDTH || weight.rows * weight.cols < LEAST_WEIGHTS => 0,
-            EncodePath::Auto => match Int8Kernel::best(isa) {
-                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-                Int8Kernel::Amx(_) => MOST_SCREENED,
-                #[cfg(target_arch = "x86_64")]
-                Int8Kernel::Vnni(_) => MOST_SCREENED_VECTORS,
-                _ => MOST_SCREENED_AVX2,
-            },
+            EncodePath::Auto => AutoRule::on(isa).most_rows_of(weight.rows, weight.cols),
         }
+    }
+}
+
+/// The measured rule by which [`EncodePath::Auto`] chooses, on one machine. Shown, it says it in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AutoRule {
+    /// Batches of at most so many rows are screened; 0: none are.
+    pub most_rows: usize,
+    /// Encoders of fewer weights are never screened.
+    pub least_weights: usize,
+    /// Nor are narrower ones.
+    pub least_width: usize,
+    /// If more than one encoder row in so many is left by screening a batch, it is given up for some calls.
+    pub most_left: usize,
+    /// So many calls.
+    pub pause: u32,
+}
+
+impl AutoRule {
+    /// The rule on a CPU with `isa`; with AMX as far as this process may use it.
+    #[must_use]
+    pub fn on(isa: Isa) -> Self {
+        let most_rows = match Int8Kernel::best(isa) {
+            // Without vectors the copy is no faster than the weights.
+            _ if isa.level() == crate::IsaLevel::Portable => 0,
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Int8Kernel::Amx(_) => MOST_SCREENED,
+            #[cfg(target_arch = "x86_64")]
+            Int8Kernel::Vnni(_) => MOST_SCREENED_VECTORS,
+            _ => MOST_SCREENED_AVX2,
+        };
+        AutoRule {
+            most_rows,
+            least_weights: LEAST_WEIGHTS,
+            least_width: LEAST_WIDTH,
+            most_left: super::MOST_RESCORED,
+            pause: super::PAUSE,
+        }
+    }
+
+    /// The most rows of a batch that is screened by an encoder of `rows` rows of `cols` weights; 0: none is.
+    #[must_use]
+    pub fn most_rows_of(&self, rows: usize, cols: usize) -> usize {
+        if cols < self.least_width || rows * cols < self.least_weights { 0 } else { self.most_rows }
+    }
+}
+
+impl std::fmt::Display for AutoRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let AutoRule { most_rows, least_weights, least_width, most_left, pause } = self;
+        if *most_rows == 0 {
+            return write!(f, "no batch is screened: this instruction set has nothing that makes int8 faster");
+        }
+        write!(
+            f,
+            "batches of up to {most_rows} rows are screened by encoders of at least {least_weights} weights in rows of at \
+             least {least_width}, all others computed in full; where a screened call leaves more than one encoder row in \
+             {most_left}, the next {pause} calls are not screened; every call runs on all threads of its encoder"
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rule_says_what_it_does() {
+        for isa in Isa::available() {
+            let rule = AutoRule::on(isa);
+            assert_eq!(rule.most_rows > 0, isa.level() != crate::IsaLevel::Portable);
+            assert_eq!(rule.most_rows_of(LEAST_WEIGHTS / LEAST_WIDTH, LEAST_WIDTH), rule.most_rows);
+            assert_eq!(rule.most_rows_of(LEAST_WEIGHTS / LEAST_WIDTH - 1, LEAST_WIDTH), 0);
+            assert_eq!(rule.most_rows_of(LEAST_WEIGHTS, LEAST_WIDTH - 1), 0);
+            let said =
+                if rule.most_rows > 0 { format!("up to {} rows", rule.most_rows) } else { "no batch".to_owned() };
+            assert!(rule.to_string().contains(&said), "{rule}");
+        }
+    }
 
     #[test]
     fn names() {

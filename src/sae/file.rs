@@ -137,19 +137,8 @@ fn dtype_of(file: &TensorFile<'_>, tensor: &str, shape: &[usize]) -> Result<Dtyp
 fn matrix(file: &TensorFile<'_>, tensor: &str, rows: usize, cols: usize) -> Result<Matrix> {
     let dtype = dtype_of(file, tensor, &[rows, cols])?;
     let row_bytes = cols * dtype.size();
-    // Read through a buffer of about a megabyte: one system call a row would be slow for narrow rows.
-    let buffered_rows = (1_usize << 20).div_ceil(row_bytes).min(rows.max(1));
-    let mut buffer = crate::memory::try_vec(buffered_rows * row_bytes, 0_u8, tensor)?;
-    Matrix::read(dtype, rows, cols, tensor, |row, bytes| {
-        let within = row % buffered_rows;
-        if within == 0 {
-            let part = buffered_rows.min(rows - row) * row_bytes;
-            file.read(tensor, row * row_bytes, &mut buffer[..part])?;
-        }
-        bytes.copy_from_slice(&buffer[within * row_bytes..][..row_bytes]);
-        Ok(())
-    })
-    .map_err(|e| if e.message().starts_with('`') { e.within(file.name()) } else { e })
+    Matrix::read(dtype, rows, cols, tensor, |first, bytes| file.read(tensor, first * row_bytes, bytes))
+        .map_err(|e| if e.message().starts_with('`') { e.within(file.name()) } else { e })
 }
 
 #[derive(Clone, Copy, PartialEq)]

@@ -2,10 +2,13 @@
 
 use crate::dtype::{Dtype, widen};
 use crate::error::{Error, Result};
-use crate::memory::Aligned;
+use crate::memory::{Aligned, Plain};
 
 /// Rows start at a multiple of this many elements: one cache line of f32.
 const PAD: usize = 16;
+
+/// Bytes that are read at a time.
+const PART_BYTES: usize = 512 << 10;
 
 /// Elements from one padded row of `cols` to the next.
 #[must_use]
@@ -86,24 +89,29 @@ impl Matrix {
         if dtype == Dtype::F16 {
             return Err(Error::new(crate::Status::Unsupported, "weights are held as F32 or BF16, not F16"));
         }
-        Self::read(dtype, rows, cols, what, |row, bytes| {
-            let row = &from[row * stride..][..cols];
-            match dtype {
-                Dtype::F32 => bytes.as_chunks_mut::<4>().0.iter_mut().zip(row).for_each(|(b, v)| *b = v.to_le_bytes()),
-                _ => bytes
-                    .as_chunks_mut::<2>()
-                    .0
-                    .iter_mut()
-                    .zip(row)
-                    .for_each(|(b, v)| *b = half::bf16::from_f32(*v).to_le_bytes()),
+        Self::read(dtype, rows, cols, what, |first, bytes| {
+            for (row, bytes) in bytes.chunks_exact_mut((cols * dtype.size()).max(1)).enumerate() {
+                let row = &from[(first + row) * stride..][..cols];
+                match dtype {
+                    Dtype::F32 => {
+                        bytes.as_chunks_mut::<4>().0.iter_mut().zip(row).for_each(|(b, v)| *b = v.to_le_bytes());
+                    }
+                    _ => bytes
+                        .as_chunks_mut::<2>()
+                        .0
+                        .iter_mut()
+                        .zip(row)
+                        .for_each(|(b, v)| *b = half::bf16::from_f32(*v).to_le_bytes()),
+                }
             }
             Ok(())
         })
     }
 
-    /// Reads a matrix whose elements are of `dtype`, row by row, by `read(row, bytes of the row)`.
+    /// Reads a matrix whose elements are of `dtype`, some rows at a time, by `read(first row, bytes of whole rows)`. The bytes
+    /// are little-endian, rows follow each other without padding.
     ///
-    /// F16 is widened to F32, exactly; F32 and BF16 are kept.
+    /// F16 is widened to F32, exactly; F32 and BF16 are kept, and read in place where rows need no padding.
     ///
     /// # Errors
     /// Those of `read`; [`crate::Status::OutOfMemory`]; [`crate::Status::Format`] if an element is not finite.
@@ -116,33 +124,45 @@ impl Matrix {
     ) -> Result<Self> {
         let stride = padded(cols);
         let len = rows.saturating_mul(stride);
+        // A system call a row would be slow for narrow rows; of a part this large, what is read is still in the cache when
+        // it is checked.
+        let part_rows = PART_BYTES.div_ceil((cols * dtype.size()).max(1)).min(rows.max(1));
+        let in_place = stride == cols && dtype != Dtype::F16 && cfg!(target_endian = "little");
         let not_finite =
             |row: usize| Error::format(format!("`{what}` has a value that is not finite in row {row}; refused"));
+        let buffer_bytes = if in_place { 0 } else { part_rows * cols * dtype.size() };
+        let mut buffer = crate::memory::try_vec(buffer_bytes, 0_u8, what)?;
         let data = match dtype {
             Dtype::F32 | Dtype::F16 => {
                 let mut out = Aligned::<f32>::zeroed(len, what)?;
-                let mut bytes = crate::memory::try_vec(cols * dtype.size(), 0_u8, what)?;
-                for (row, to) in out.chunks_exact_mut(stride).enumerate() {
-                    read(row, &mut bytes)?;
-                    widen(dtype, &bytes, &mut to[..cols]);
-                    if !to.iter().fold(true, |all, v| all & v.is_finite()) {
-                        return Err(not_finite(row));
-                    }
-                }
+                let is_finite = |row: &[f32]| row.iter().fold(true, |all, v| all & v.is_finite());
+                let widen = |bytes: &[u8], to: &mut [f32]| widen(dtype, bytes, to);
+                parts(
+                    &mut out,
+                    &mut buffer,
+                    [rows, cols, part_rows],
+                    dtype.size(),
+                    &mut read,
+                    widen,
+                    |first, part| {
+                        part.chunks_exact(stride)
+                            .position(|row| !is_finite(row))
+                            .map_or(Ok(()), |at| Err(not_finite(first + at)))
+                    },
+                )?;
                 MatrixData::F32(out)
             }
             Dtype::Bf16 => {
                 let mut out = Aligned::<u16>::zeroed(len, what)?;
-                let mut bytes = crate::memory::try_vec(cols * 2, 0_u8, what)?;
-                for (row, to) in out.chunks_exact_mut(stride).enumerate() {
-                    read(row, &mut bytes)?;
-                    for (t, b) in to.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                        *t = u16::from_le_bytes(*b);
-                    }
-                    if !to.iter().fold(true, |all, v| all & (v & 0x7F80 != 0x7F80)) {
-                        return Err(not_finite(row));
-                    }
-                }
+                let is_finite = |row: &[u16]| row.iter().fold(true, |all, v| all & (v & 0x7F80 != 0x7F80));
+                let keep = |bytes: &[u8], to: &mut [u16]| {
+                    to.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(t, b)| *t = u16::from_le_bytes(*b));
+                };
+                parts(&mut out, &mut buffer, [rows, cols, part_rows], dtype.size(), &mut read, keep, |first, part| {
+                    part.chunks_exact(stride)
+                        .position(|row| !is_finite(row))
+                        .map_or(Ok(()), |at| Err(not_finite(first + at)))
+                })?;
                 MatrixData::Bf16(out)
             }
         };
@@ -211,5 +231,76 @@ impl Matrix {
     #[must_use]
     pub fn stride(&self) -> usize {
         self.stride
+    }
+}
+
+/// Fills `out`, `[rows, padded(cols)]`, from what `read` gives: part by part through `buffer`, of which `convert` makes rows,
+/// or in place where `buffer` is empty. Each part is checked while it is in the cache.
+///
+/// # Errors
+/// Those of `read` and `check`.
+fn parts<T: Plain>(
+    out: &mut Aligned<T>,
+    buffer: &mut [u8],
+    [rows, cols, part_rows]: [usize; 3],
+    element: usize,
+    read: &mut impl FnMut(usize, &mut [u8]) -> Result<()>,
+    convert: impl Fn(&[u8], &mut [T]),
+    check: impl Fn(usize, &[T]) -> Result<()>,
+) -> Result<()> {
+    let (stride, row_bytes) = (padded(cols), cols * element);
+    for first in (0..rows).step_by(part_rows) {
+        let count = part_rows.min(rows - first);
+        let within = first * stride..(first + count) * stride;
+        if buffer.is_empty() {
+            read(first, &mut out.as_bytes_mut()[within.start * element..within.end * element])?;
+        } else {
+            let bytes = &mut buffer[..count * row_bytes];
+            read(first, bytes)?;
+            for (to, bytes) in out[within.clone()].chunks_exact_mut(stride).zip(bytes.chunks_exact(row_bytes)) {
+                convert(bytes, &mut to[..cols]);
+            }
+        }
+        check(first, &out[within])?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows with and without padding, in one part and in several: as they were, and refused where one is not finite.
+    #[test]
+    fn rows_are_read_as_they_are() {
+        for (rows, cols) in [(3, 16), (700, 1024), (5, 7), (9000, 33), (1, 1)] {
+            for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+                let value = |at: usize| (at % 251) as f32 - 100.0;
+                let bytes_of = |at: usize| match dtype {
+                    Dtype::F32 => value(at).to_le_bytes().to_vec(),
+                    Dtype::Bf16 => half::bf16::from_f32(value(at)).to_le_bytes().to_vec(),
+                    Dtype::F16 => half::f16::from_f32(value(at)).to_le_bytes().to_vec(),
+                };
+                let mut file: Vec<u8> = (0..rows * cols).flat_map(bytes_of).collect();
+                let row_bytes = cols * dtype.size();
+                let read = |file: &[u8]| {
+                    Matrix::read(dtype, rows, cols, "w", |first, bytes| {
+                        bytes.copy_from_slice(&file[first * row_bytes..][..bytes.len()]);
+                        Ok(())
+                    })
+                };
+                let matrix = read(&file).unwrap();
+                let mut row = vec![0.0; cols];
+                for r in 0..rows {
+                    matrix.widen_row(r, &mut row);
+                    assert!(row.iter().enumerate().all(|(c, v)| *v == value(r * cols + c)), "{dtype} {rows} {cols}");
+                }
+                // NaN in any of the three.
+                let bad = rows * 2 / 3;
+                file[bad * row_bytes..bad * row_bytes + dtype.size()].fill(0xFF);
+                let error = read(&file).unwrap_err();
+                assert!(error.message().contains(&format!("in row {bad}; refused")), "{error}");
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::tokens::Tokens;
 use crate::activations::Activations;
 use crate::encode::latents::SharedLatents;
 use crate::encode::select::room;
-use crate::encode::{Counts, Selector, y_stride};
+use crate::encode::{Counts, Instruction, Selector, y_stride};
 use crate::error::Result;
 use crate::sae::{Encoder as Shape, Sae, Selection, padded};
 use crate::simd::int8::{BLOCK_ROWS, Int8Kernel};
@@ -161,6 +161,22 @@ impl Screener {
             .as_ref()
             .as_ref()
             .map_or(0, |copy| copy.bytes(!self.fast && self.is_tiled(tokens.min(self.tile_tokens))))
+    }
+
+    /// What multiplies the bulk of a batch of `tokens`, and how many times for each weight and token.
+    pub(in crate::encode) fn arithmetic(&self, tokens: usize) -> (Instruction, usize) {
+        // The high plane with both of the token's; by tiles the low plane with the token's high one as well.
+        match self.kernel {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Int8Kernel::Amx(_) if self.is_tiled(tokens.min(self.tile_tokens)) => {
+                (Instruction::Int8Tiles, if self.fast { 2 } else { 3 })
+            }
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Int8Kernel::Amx(_) => (Instruction::Int8Vectors, 2),
+            #[cfg(target_arch = "x86_64")]
+            Int8Kernel::Vnni(_) => (Instruction::Int8Vectors, 2),
+            _ => (Instruction::Integers, 1),
+        }
     }
 
     /// Bytes of memory that the copy takes.

@@ -1,6 +1,7 @@
 //! Who is measured: the trait of a contender, what contenders are made of, and the list of them.
 
 use super::ours::{self, Ours};
+use super::peaks::Unit;
 use super::torch::{Torch, TorchModel};
 use kronsae::sae::{Config, DecoderWeights, Encoder, EncoderWeights, Matrix, Selection};
 use kronsae::{Aligned, EncodePath, EncoderOptions, Result, Sae};
@@ -39,13 +40,25 @@ impl Shape {
     }
 }
 
+/// What a call of a contender amounts to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    /// Bytes of weights that it reads at least once.
+    pub bytes: u64,
+    /// Rows of the matrix that it multiplies by: 2 * rows * d operations a token.
+    pub rows: usize,
+    /// How often each weight is multiplied with each token: once, or plane by plane.
+    pub products: usize,
+    /// What multiplies, where it is known.
+    pub unit: Option<Unit>,
+    /// Of this library's encoder: whether it screens such a call, and on how many threads it runs.
+    pub ours: Option<(bool, usize)>,
+}
+
 /// One encoder under measurement.
 pub trait Contender {
-    /// Bytes of the weights that a call of `tokens` tokens reads at least once.
-    fn weight_bytes(&self, tokens: usize) -> u64;
-
-    /// Rows of the encoder matrix that it multiplies by: 2 * rows * d operations a token.
-    fn rows(&self) -> usize;
+    /// What a call of `tokens` tokens amounts to; asked after calls of that size.
+    fn work(&self, tokens: usize) -> Work;
 
     /// Encodes `tokens` tokens, `calls` times, each time others; appends the nanoseconds of each call.
     ///
@@ -221,10 +234,21 @@ impl Workshop {
 /// Makes a contender for so many threads.
 pub type Build = fn(&mut Workshop, usize) -> Result<Box<dyn Contender>, String>;
 
+/// The encoder as it chooses by itself.
+pub const EXACT: &str = "kronsae, exact";
+/// The encoder made to screen.
+pub const SCREENED: &str = "kronsae, exact, always screened";
+/// The encoder made to compute all rows.
+pub const FULL: &str = "kronsae, exact, all rows in f32";
+/// The encoder with bounds that are likely, not proven.
+pub const FAST: &str = "kronsae, fast (not exact)";
+
 /// Everybody, by name. The first is the one that the others are compared with.
 pub const CONTENDERS: &[(&str, Build)] = &[
-    ("kronsae, exact", |w, threads| w.ours(EncoderOptions { threads, path: EncodePath::Auto })),
-    ("kronsae, exact, all rows in f32", |w, threads| w.ours(EncoderOptions { threads, path: EncodePath::Plain })),
+    (EXACT, |w, threads| w.ours(EncoderOptions { threads, path: EncodePath::Auto })),
+    (SCREENED, |w, threads| w.ours(EncoderOptions { threads, path: EncodePath::Screened })),
+    (FULL, |w, threads| w.ours(EncoderOptions { threads, path: EncodePath::Plain })),
+    (FAST, |w, threads| w.ours(EncoderOptions { threads, path: EncodePath::Fast })),
     ("ONNX Runtime f32 KronSAE", |w, threads| w.onnx(GraphKind::Kron, threads)),
     ("ONNX Runtime f32 KronSAE, TopK over all F", |w, threads| w.onnx(GraphKind::KronAllLatents, threads)),
     ("ONNX Runtime f32 dense TopK", |w, threads| w.onnx(GraphKind::Dense, threads)),

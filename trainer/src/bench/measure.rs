@@ -113,6 +113,7 @@ impl Turn {
 
 #[cfg(test)]
 mod tests {
+    use super::super::contender::Work;
     use super::*;
 
     #[test]
@@ -127,11 +128,8 @@ mod tests {
     struct Fake(usize, usize);
 
     impl Contender for Fake {
-        fn weight_bytes(&self, _tokens: usize) -> u64 {
-            1
-        }
-        fn rows(&self) -> usize {
-            1
+        fn work(&self, _tokens: usize) -> Work {
+            Work { bytes: 1, rows: 1, products: 1, unit: None, ours: None }
         }
         fn run(&mut self, _: usize, calls: usize, times: &mut Vec<f64>) -> Result<(), String> {
             self.0 += calls;

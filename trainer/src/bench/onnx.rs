@@ -1,6 +1,7 @@
 //! ONNX Runtime as a contender.
 
-use super::contender::{Contender, Tokens};
+use super::contender::{Contender, Tokens, Work};
+use super::peaks::Unit;
 use crate::onnx::runtime::{OnnxEncoder, Runtime};
 use kronsae::Result;
 use std::hint::black_box;
@@ -28,12 +29,9 @@ impl OnnxContender {
 }
 
 impl Contender for OnnxContender {
-    fn weight_bytes(&self, _tokens: usize) -> u64 {
-        self.rows as u64 * self.d_model as u64 * 4
-    }
-
-    fn rows(&self) -> usize {
-        self.rows
+    fn work(&self, _tokens: usize) -> Work {
+        let bytes = self.rows as u64 * self.d_model as u64 * 4;
+        Work { bytes, rows: self.rows, products: 1, unit: Some(Unit::F32), ours: None }
     }
 
     fn run(&mut self, tokens: usize, calls: usize, times: &mut Vec<f64>) -> Result<(), String> {

@@ -1,8 +1,9 @@
 //! This library as a contender, and the random numbers of all.
 
-use super::contender::{Contender, Tokens};
+use super::contender::{Contender, Tokens, Work};
+use super::peaks::Unit;
 use crate::random::mix;
-use kronsae::{Activations, Dtype, Encoder, EncoderOptions, Latents, Result, Sae};
+use kronsae::{Activations, Dtype, Encoder, EncoderOptions, Instruction, Latents, Result, Sae};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,6 +13,18 @@ pub(super) struct Ours {
     encoder: Encoder,
     tokens: Tokens,
     latents: Latents,
+    closer: Closer,
+}
+
+/// Calls of one size, and the rows that they looked at closer, of all their tokens.
+#[derive(Debug, Default)]
+struct Closer {
+    tokens: usize,
+    calls: usize,
+    /// By the second plane.
+    refined: usize,
+    /// By `dot/1`.
+    recomputed: usize,
 }
 
 impl Ours {
@@ -22,23 +35,28 @@ impl Ours {
     pub(super) fn new(sae: Arc<Sae>, options: EncoderOptions) -> Result<Self> {
         let tokens = Tokens::new(sae.config().d_model);
         let latents = Latents::new(0, sae.config().selection.capacity())?;
-        Ok(Ours { encoder: Encoder::new(sae, options)?, tokens, latents })
+        Ok(Ours { encoder: Encoder::new(sae, options)?, tokens, latents, closer: Closer::default() })
     }
 }
 
 impl Contender for Ours {
-    fn weight_bytes(&self, tokens: usize) -> u64 {
-        // Screened, an int8 copy of the weights; the few rows that are computed exactly after it are not counted.
-        if let Some(screening) = self.encoder.screening().filter(|screening| tokens <= screening.most_rows) {
-            return screening.copy_bytes[usize::from(tokens > 1)] as u64;
+    fn work(&self, tokens: usize) -> Work {
+        let (plan, weight) = (self.encoder.plan(tokens), &self.encoder.sae().encoder().weight);
+        let mut bytes = plan.bytes;
+        if plan.screened && self.closer.tokens == tokens {
+            // Rows that several tokens of a call look at are read once, as far as all of them go.
+            let rows = |count: usize| (count / self.closer.calls.max(1)).min(weight.rows());
+            let element = if weight.dtype() == Dtype::F32 { 4 } else { 2 };
+            bytes += weight.cols() * (rows(self.closer.refined) + element * rows(self.closer.recomputed));
         }
-        let weight = &self.encoder.sae().encoder().weight;
-        let element = if weight.dtype() == Dtype::F32 { 4 } else { 2 };
-        weight.rows() as u64 * weight.cols() as u64 * element
-    }
-
-    fn rows(&self) -> usize {
-        self.encoder.sae().encoder().weight.rows()
+        let unit = match plan.instruction {
+            Instruction::F32 => Some(Unit::F32),
+            Instruction::Int8Vectors => Some(Unit::Int8Vectors),
+            Instruction::Int8Tiles => Some(Unit::Int8Tiles),
+            Instruction::Integers => None,
+        };
+        let ours = Some((plan.screened, plan.threads));
+        Work { bytes: bytes as u64, rows: weight.rows(), products: plan.products, unit, ours }
     }
 
     fn run(&mut self, tokens: usize, calls: usize, times: &mut Vec<f64>) -> Result<(), String> {
@@ -47,6 +65,11 @@ impl Contender for Ours {
         if self.latents.rows() != tokens {
             self.latents = Latents::new(tokens, self.latents.capacity).map_err(text)?;
         }
+        if self.closer.tokens != tokens {
+            self.closer = Closer { tokens, ..Closer::default() };
+        }
+        let looked = |encoder: &Encoder| encoder.screening().map_or([0; 2], |s| [s.refined_rows, s.recomputed_rows]);
+        let before = looked(&self.encoder);
         for _ in 0..calls {
             let x = Activations::from_f32(self.tokens.next(tokens), d).map_err(text)?;
             let mut out = self.latents.as_mut();
@@ -54,6 +77,10 @@ impl Contender for Ours {
             self.encoder.encode(x, &mut out).map_err(text)?;
             times.push(start.elapsed().as_nanos() as f64);
         }
+        let after = looked(&self.encoder);
+        self.closer.calls += calls;
+        self.closer.refined += after[0] - before[0];
+        self.closer.recomputed += after[1] - before[1];
         Ok(())
     }
 }

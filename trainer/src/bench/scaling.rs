@@ -1,6 +1,7 @@
 //! How time grows: with the number of latents at a fixed number of encoder rows, and with the rows at a fixed number of
 //! latents.
 
+use super::contender::SCREENED;
 use super::measure::Effort;
 use super::plot::{Line, Plot};
 use super::{Caches, Options, Peers, READER, Report, Shape, run};
@@ -90,6 +91,8 @@ pub fn measure(
         effort: settings.effort,
         retries: settings.retries,
         only: settings.only.clone(),
+        // Its line would lie on that of the encoder as it chooses, or tell of choices, which is not this plot's subject.
+        without: &[SCREENED],
     };
     let report = run(&options, peers, progress)?;
     let mut lines: Vec<Line> = Vec::new();

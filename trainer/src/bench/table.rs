@@ -1,6 +1,6 @@
 //! The report of a benchmark as a table, in Markdown that also reads well as text.
 
-use super::{Caches, Report};
+use super::{Report, rule};
 use crate::terminal::grouped;
 use std::fmt::Write as _;
 
@@ -29,12 +29,14 @@ pub fn markdown(report: &Report) -> String {
         "median",
         "best",
         "p99",
+        "p99 / median",
         "calls",
         "others",
         "GB/s",
         "of read",
         "Gop/s",
-        "of f32 peak",
+        "of peak",
+        "by",
         "times ours",
         "best / best",
     ];
@@ -43,28 +45,55 @@ pub fn markdown(report: &Report) -> String {
         rows.push([
             cell.shape.clone(),
             cell.threads.to_string(),
-            if cell.caches == Caches::Hot { "hot" } else { "flushed" }.to_owned(),
+            cell.caches.name().to_owned(),
             cell.batch.to_string(),
             cell.contender.clone(),
             duration(cell.times.median_ns),
             duration(cell.times.best_ns),
             duration(cell.times.p99_ns),
+            format!("{:.2}", cell.p99_over_median),
             cell.times.calls.to_string(),
             cell.others.map_or(String::new(), |others| format!("{others:.2}")),
             format!("{:.1}", cell.gigabytes_per_second),
             share(cell.share_of_read),
             number(cell.gigaops_per_second),
-            share(cell.share_of_f32_peak),
+            share(cell.share_of_peak),
+            cell.unit.map_or(String::new(), |unit| match cell.products {
+                1 => unit.name().to_owned(),
+                products => format!("{products} x {}", unit.name()),
+            }),
             cell.ratio.map_or(String::new(), |r| format!("{r:.2}")),
             cell.ratio_of_best.map_or(String::new(), |r| format!("{r:.2}")),
         ]);
     }
     out += &aligned(&rows);
+    out.push('\n');
+    out += &rule::markdown(&report.rule, &report.path_choices, &report.thread_choices);
+    out += &selection(report);
     if !report.skipped.is_empty() {
         out += "\nNot measured:\n";
         for why in &report.skipped {
             let _ = writeln!(out, "- {why}");
         }
+    }
+    out
+}
+
+/// What share of an encode selection is.
+fn selection(report: &Report) -> String {
+    let mut out = String::new();
+    for shape in &report.shapes {
+        let shares: Vec<_> = report.selection.iter().filter(|share| share.shape == shape.name).collect();
+        let Some(first) = shares.first() else { continue };
+        let of = shares.iter().map(|s| format!("{:.1} % (batch {}, {} threads)", 100.0 * s.share, s.batch, s.threads));
+        let _ = writeln!(
+            out,
+            "- selection of {}, from all pre-activations of a token to its latents: {} a token on one thread; of the median \
+             encode, caches hot: {}",
+            shape.name,
+            duration(first.token_ns),
+            of.collect::<Vec<_>>().join(", ")
+        );
     }
     out
 }
@@ -100,8 +129,12 @@ fn preamble(report: &Report) -> String {
             report.k
         ));
     }
-    for (threads, peak) in &report.f32_peaks {
-        line(format!("f32 multiply-add peak on {threads} threads: {peak:.0} Gop/s"));
+    let mut threads: Vec<usize> = report.peaks.iter().map(|peak| peak.threads).collect();
+    threads.dedup();
+    for threads in threads {
+        let of = report.peaks.iter().filter(|peak| peak.threads == threads);
+        let of: Vec<_> = of.map(|peak| format!("{} {:.0}", peak.unit.name(), peak.gigaops_per_second)).collect();
+        line(format!("peaks on {threads} threads, Gop/s: {}", of.join(", ")));
     }
     line(format!(
         "{} rounds in which the encoders take turns of {:.2} s; caches are flushed by reading {} MB",
@@ -115,21 +148,28 @@ fn preamble(report: &Report) -> String {
             .to_owned(),
     );
     line(
-        "GB/s: bytes of the encoder's weights over the median; \"of read\": against reading as many bytes as ours has, \
-         measured beside it; at batch 1 that is the fraction of the floor"
+        "GB/s: bytes of weights that a call reads at least once over the median, those of the int8 copy and of what is looked \
+         at closer where it is screened; \"of read\": against the bandwidth measured beside it"
+            .to_owned(),
+    );
+    line(
+        "Gop/s: 2 x tokens x rows x d over the median; \"of peak\": that, times as many products of planes as each weight \
+         takes, against the peak of what multiplies (\"by\"); the floor of a call is what takes longer, reading or \
+         multiplying, so the larger of \"of read\" and \"of peak\" is the fraction of the floor: the first at batch 1"
             .to_owned(),
     );
     out.push('\n');
     out
 }
 
-/// A Markdown table whose columns line up.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..N).map(width).collect();
+/// A Markdown table whose columns line up; the first row is its head.
+pub(super) fn aligned<R: AsRef<[String]>>(rows: &[R]) -> String {
+    let columns = rows.first().map_or(0, |row| row.as_ref().len());
+    let width = |column: usize| rows.iter().map(|row| row.as_ref()[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for (at, row) in rows.iter().enumerate() {
-        for (cell, &width) in row.iter().zip(&widths) {
+        for (cell, &width) in row.as_ref().iter().zip(&widths) {
             let _ = write!(out, "| {cell:<width$} ");
         }
         out += "|\n";

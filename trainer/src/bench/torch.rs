@@ -1,6 +1,7 @@
 //! PyTorch as a contender, in a Python process of its own that times itself.
 
-use super::contender::{Contender, Shape};
+use super::contender::{Contender, Shape, Work};
+use super::peaks::{Unit, has_tiles};
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -126,12 +127,11 @@ impl Drop for TorchModel {
 }
 
 impl Contender for TorchModel {
-    fn weight_bytes(&self, _tokens: usize) -> u64 {
-        self.rows as u64 * self.d_model as u64 * 2
-    }
-
-    fn rows(&self) -> usize {
-        self.rows
+    fn work(&self, tokens: usize) -> Work {
+        let bytes = self.rows as u64 * self.d_model as u64 * 2;
+        // It multiplies by tiles where they are, single tokens apart, of which little is known.
+        let unit = (tokens > 1 && has_tiles()).then_some(Unit::Bf16Tiles);
+        Work { bytes, rows: self.rows, products: 1, unit, ours: None }
     }
 
     fn run(&mut self, tokens: usize, calls: usize, times: &mut Vec<f64>) -> Result<(), String> {
