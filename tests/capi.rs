@@ -67,7 +67,12 @@ fn open() -> *mut kronsae_sae {
 }
 
 fn encoder_of(sae: *const kronsae_sae, threads: u32) -> *mut kronsae_encoder {
-    let options = kronsae_encoder_options { struct_size: size_of::<kronsae_encoder_options>() as u32, threads };
+    let options = kronsae_encoder_options {
+        struct_size: size_of::<kronsae_encoder_options>() as u32,
+        threads,
+        path: 0,
+        reserved: 0,
+    };
     let mut encoder = null_mut();
     // SAFETY: valid pointers.
     let status = unsafe { kronsae_encoder_create(sae, &raw const options, &raw mut encoder, null_mut()) };
