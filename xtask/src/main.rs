@@ -1,5 +1,6 @@
 //! Development tasks: `cargo xtask help`.
 
+mod abi;
 mod data;
 mod header;
 mod native;
@@ -15,6 +16,8 @@ Development tasks of the kronsae workspace.
 
   cargo xtask test           every test, as named steps; `cargo xtask test --help` for its options
   cargo xtask header         writes include/kronsae.h anew from the C ABI
+  cargo xtask abi            that programs built against abi/kronsae.abi and the last release go on working;
+                             with --write, records what was added
   cargo xtask golden         writes data/golden anew from the naive reference in tests/common
   cargo xtask sample FOLDER  cuts data/sample anew from a folder of activation shards
 
@@ -33,6 +36,8 @@ fn main() -> ExitCode {
         ["test", options @ ..] => steps::test(root, options),
         ["golden"] => data::write_golden(root).map(|()| true),
         ["sample", folder] => sample::run(Path::new(folder), &root.join("data/sample")).map(|()| true),
+        ["abi"] => abi::check(root).map(|()| true),
+        ["abi", "--write"] => abi::write(root).map(|()| true),
         ["header"] => header::write().map(|()| true),
         other => Err(format!("unknown task `{}`\n\n{HELP}", other.join(" "))),
     };

@@ -2,7 +2,7 @@
 
 mod rust;
 
-use crate::{data, header, native, process};
+use crate::{abi, data, header, native, process};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -70,6 +70,7 @@ const STEPS: &[Step] = &[
         true,
         native::exported_symbols,
     ),
+    check("abi", "programs built against the recorded interface and the last release go on working", true, abi::check),
     check("c-and-cpp", "C and C++ programs against the shared and the static library", true, native::c_and_cpp),
     check("sanitizers", "the same programs under AddressSanitizer and UBSan", false, native::sanitizers),
     check("tsan-c", "the monitor's C and C++ programs under ThreadSanitizer", false, native::thread_sanitizer),
