@@ -2,7 +2,9 @@
 
 mod abi;
 mod data;
+mod dist;
 mod header;
+mod licences;
 mod native;
 mod process;
 mod sample;
@@ -18,6 +20,8 @@ Development tasks of the kronsae workspace.
   cargo xtask header         writes include/kronsae.h anew from the C ABI
   cargo xtask abi            that programs built against abi/kronsae.abi and the last release go on working;
                              with --write, records what was added
+  cargo xtask dist           a tarball and a Debian package in target/package; with --check, tries them
+  cargo xtask licences       that the dependencies' licences are among those allowed
   cargo xtask golden         writes data/golden anew from the naive reference in tests/common
   cargo xtask sample FOLDER  cuts data/sample anew from a folder of activation shards
 
@@ -38,6 +42,9 @@ fn main() -> ExitCode {
         ["sample", folder] => sample::run(Path::new(folder), &root.join("data/sample")).map(|()| true),
         ["abi"] => abi::check(root).map(|()| true),
         ["abi", "--write"] => abi::write(root).map(|()| true),
+        ["dist"] => dist::make(root).map(|()| true),
+        ["dist", "--check"] => dist::check(root).map(|()| true),
+        ["licences"] => licences::check(root).map(|()| true),
         ["header"] => header::write().map(|()| true),
         other => Err(format!("unknown task `{}`\n\n{HELP}", other.join(" "))),
     };
