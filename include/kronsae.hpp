@@ -347,7 +347,9 @@ public:
     }
 
 #if defined(KRONSAE_HAS_SPAN)
-    Error steer(const ActivationsMut& activations, std::span<const SteerTerm> terms) const noexcept {
+    // A template, so that `{}` means the vector above.
+    template <std::size_t Extent>
+    Error steer(const ActivationsMut& activations, std::span<const SteerTerm, Extent> terms) const noexcept {
         return steer(activations, terms.data(), terms.size());
     }
 #endif

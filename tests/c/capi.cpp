@@ -5,6 +5,7 @@
 
 #include "check.h"
 
+#include <cstring>
 #include <thread>
 #include <type_traits>
 

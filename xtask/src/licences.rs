@@ -78,7 +78,9 @@ fn licence_files(folder: &Path) -> Result<Vec<String>, String> {
     for entry in std::fs::read_dir(folder).map_err(cannot)? {
         let path = entry.map_err(cannot)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_uppercase();
-        if path.is_file() && ["LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE"].iter().any(|n| name.starts_with(n)) {
+        if path.is_file()
+            && ["LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE"].iter().any(|n| name.starts_with(n))
+        {
             files.push(path);
         }
     }

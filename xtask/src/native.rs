@@ -27,7 +27,8 @@ struct Program {
 const C: Program =
     Program { name: "capi", sources: &["tests/c/capi.c", "tests/c/hostile.c"], cpp: false, flags: &["-std=c11"] };
 const CPP: Program = Program { name: "capi_cpp", sources: &["tests/c/capi.cpp"], cpp: true, flags: &["-std=c++17"] };
-const CPP_20: Program = Program { name: "capi_cpp20", sources: &["tests/c/capi.cpp"], cpp: true, flags: &["-std=c++20"] };
+const CPP_20: Program =
+    Program { name: "capi_cpp20", sources: &["tests/c/capi.cpp"], cpp: true, flags: &["-std=c++20"] };
 const MONITOR: Program = Program {
     name: "monitor",
     sources: &["tests/c/monitor.c", "tests/c/monitor_hostile.c", "tests/c/monitor_lives.c"],

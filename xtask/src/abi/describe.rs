@@ -39,7 +39,12 @@ fn answers(root: &Path, folder: &Path, asked: &[String]) -> Result<Vec<String>, 
     let text = format!("{includes}int main(void) {{\n{}\n    return 0;\n}}\n", asked.join("\n"));
     std::fs::write(&source, text).map_err(|e| format!("{}: cannot write: {e}", source.display()))?;
     let mut compiler = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
-    compiler.args(["-std=c11", "-Wall", "-Werror", "-I"]).arg(root.join("include")).arg(&source).arg("-o").arg(&program);
+    compiler
+        .args(["-std=c11", "-Wall", "-Werror", "-I"])
+        .arg(root.join("include"))
+        .arg(&source)
+        .arg("-o")
+        .arg(&program);
     let compiled = run(compiler)?;
     if !compiled.success {
         return Err(format!("the header's layout could not be compiled:\n{}", compiled.output));

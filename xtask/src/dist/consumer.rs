@@ -121,7 +121,11 @@ fn in_debian(packed: &Packed, sources: &Path, folder: &Path, model: &Path) -> Re
     let mut version = Command::new(unpacked.join("usr/bin/kronsae"));
     version.arg("--version");
     let (found, expected) = (succeed(version)?, format!("kronsae {}\n", super::VERSION));
-    if found == expected { Ok(()) } else { Err(format!("bin/kronsae --version printed `{found}`, expected `{expected}`")) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(format!("bin/kronsae --version printed `{found}`, expected `{expected}`"))
+    }
 }
 
 fn opens(sources: &Path, prefix: &Path) -> Result<String, String> {

@@ -41,8 +41,6 @@ struct Packed {
     name: String,
     tarball: PathBuf,
     debian: PathBuf,
-    /// Where intermediate things may go.
-    work: PathBuf,
 }
 
 fn build(root: &Path) -> Result<Packed, String> {
@@ -84,7 +82,7 @@ fn build(root: &Path) -> Result<Packed, String> {
     for file in [&tarball, &debian] {
         println!("{}: {}", file.display(), megabytes(size(file)?));
     }
-    Ok(Packed { name, tarball, debian, work })
+    Ok(Packed { name, tarball, debian })
 }
 
 /// The folder that becomes the tarball, and `/usr` of the Debian package.
@@ -155,11 +153,13 @@ fn debian(tree: &Path, work: &Path, root: &Path) -> Result<PathBuf, String> {
     let mut command = Command::new("cp");
     command.arg("-a").arg(tree).arg(stage.join("usr"));
     succeed(command)?;
-    let glibc = library::newest_glibc(&tree.join("bin/kronsae"))?.max(library::newest_glibc(
-        &tree.join(format!("lib/libkronsae.so.{VERSION}")),
-    )?);
+    let glibc = library::newest_glibc(&tree.join("bin/kronsae"))?
+        .max(library::newest_glibc(&tree.join(format!("lib/libkronsae.so.{VERSION}")))?);
     let licences = format!("{}\n{}", read(&root.join("LICENSE-MIT"))?, read(&root.join("LICENSE-APACHE"))?);
-    write(&stage.join("usr/share/doc/kronsae/copyright"), &format!("MIT or Apache-2.0, at your choice.\n\n{licences}"))?;
+    write(
+        &stage.join("usr/share/doc/kronsae/copyright"),
+        &format!("MIT or Apache-2.0, at your choice.\n\n{licences}"),
+    )?;
     let control = format!(
         "Package: kronsae\nVersion: {VERSION}\nArchitecture: amd64\nMaintainer: The kronsae project \
          <{repository}>\nSection: science\nPriority: optional\nDepends: libc6 (>= {glibc}), libgcc-s1\nHomepage: \
