@@ -24,6 +24,8 @@ pub(super) fn close_static(root: &Path, from: &Path, to: &Path, work: &Path) -> 
     link.args(functions.iter().flat_map(|name| ["-u", name])).arg(from);
     succeed(link)?;
     let mut hide = Command::new("objcopy");
+    // The compiler's own code beside the machine's, of a version that linkers' plugins may not read.
+    hide.args(["-R", ".llvmbc", "-R", ".llvmcmd"]);
     hide.args(functions.iter().flat_map(|name| ["-G", name])).arg("--strip-debug").arg(&object);
     succeed(hide)?;
     let archive = folder.join("libkronsae.a");
