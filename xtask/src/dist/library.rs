@@ -24,9 +24,10 @@ pub(super) fn close_static(root: &Path, from: &Path, to: &Path, work: &Path) -> 
     link.args(functions.iter().flat_map(|name| ["-u", name])).arg(from);
     succeed(link)?;
     let mut hide = Command::new("objcopy");
+    // Unneeded are also names of newer system functions, which Rust asks for weakly: `ld -r` would demand them.
     // The compiler's own code beside the machine's, of a version that linkers' plugins may not read.
     hide.args(["-R", ".llvmbc", "-R", ".llvmcmd"]);
-    hide.args(functions.iter().flat_map(|name| ["-G", name])).arg("--strip-debug").arg(&object);
+    hide.args(functions.iter().flat_map(|name| ["-G", name])).arg("--strip-unneeded").arg(&object);
     succeed(hide)?;
     let archive = folder.join("libkronsae.a");
     let mut ar = Command::new("ar");
