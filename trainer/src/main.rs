@@ -12,7 +12,7 @@ use std::process::ExitCode;
 ///
 /// Start with `kronsae demo`: it trains on a bundled sample of real activations and shows what the latents stand for.
 #[derive(Parser)]
-#[command(version, propagate_version = true)]
+#[command(name = "kronsae", version, propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
