@@ -48,6 +48,11 @@
 #include <variant>
 #include <vector>
 
+#if __cplusplus >= 202002L && __has_include(<span>)
+#include <span>
+#define KRONSAE_HAS_SPAN 1
+#endif
+
 namespace kronsae {
 
 namespace detail {
@@ -62,6 +67,20 @@ using Owned = std::unique_ptr<Handle, Destroy<Handle, destroy>>;
 
 }  // namespace detail
 
+#if defined(__cpp_exceptions)
+class Error;
+
+// What or_throw() throws: the error's message and its status.
+class Exception : public std::runtime_error {
+public:
+    explicit Exception(const Error& error);
+    kronsae_status status() const noexcept { return status_; }
+
+private:
+    kronsae_status status_;
+};
+#endif
+
 // What a call did, where it can fail: true if it did fail.
 class [[nodiscard]] Error {
 public:
@@ -74,9 +93,27 @@ public:
     // Which function failed, what was found, what was expected. Valid as long as this Error; empty if there is none.
     const char* message() const noexcept { return kronsae_error_message(error_.get()); }
 
+#if defined(__cpp_exceptions)
+    // Throws an Exception if there is an error.
+    void or_throw() const {
+        if (error_ != nullptr) throw Exception(*this);
+    }
+#endif
+
 private:
     detail::Owned<kronsae_error, kronsae_error_destroy> error_;
 };
+
+#if defined(__cpp_exceptions)
+inline Exception::Exception(const Error& error) : std::runtime_error(error.message()), status_(error.status()) {}
+#endif
+
+// The library that is loaded: its version as KRONSAE_VERSION composes it and as text, its ABI version.
+[[nodiscard]] inline std::uint32_t version_number() noexcept { return kronsae_version_number(); }
+[[nodiscard]] inline std::string_view version_string() noexcept { return kronsae_version_string(); }
+[[nodiscard]] inline std::uint32_t abi_version() noexcept { return kronsae_abi_version(); }
+// A short name of a status, for logs.
+[[nodiscard]] inline std::string_view status_name(kronsae_status status) noexcept { return kronsae_status_name(status); }
 
 // A value, or why there is none.
 template <typename T>
@@ -102,9 +139,9 @@ public:
     }
 
 #if defined(__cpp_exceptions)
-    // The value, or a std::runtime_error with the error's message.
+    // The value, or an Exception.
     T or_throw() && {
-        if (state_.index() != 0) throw std::runtime_error(error().message());
+        if (state_.index() != 0) throw Exception(error());
         return std::move(*std::get_if<0>(&state_));
     }
 #endif
@@ -161,6 +198,25 @@ using Info = kronsae_sae_info;
     return view_mut(data, KRONSAE_DTYPE_F32, rows, d_model);
 }
 
+#if defined(KRONSAE_HAS_SPAN)
+// As many contiguous rows of `d_model` floats as `data` has whole; bf16 and f16, as their bits, with their dtype.
+[[nodiscard]] inline Activations view(std::span<const float> data, std::size_t d_model) noexcept {
+    return view(data.data(), KRONSAE_DTYPE_F32, d_model == 0 ? 0 : data.size() / d_model, d_model);
+}
+[[nodiscard]] inline Activations view(std::span<const std::uint16_t> data, kronsae_dtype dtype, std::size_t d_model) noexcept {
+    // As F32 there would be half as many elements.
+    const std::size_t size = dtype == KRONSAE_DTYPE_F32 ? data.size() / 2 : data.size();
+    return view(data.data(), dtype, d_model == 0 ? 0 : size / d_model, d_model);
+}
+[[nodiscard]] inline ActivationsMut view_mut(std::span<float> data, std::size_t d_model) noexcept {
+    return view_mut(data.data(), KRONSAE_DTYPE_F32, d_model == 0 ? 0 : data.size() / d_model, d_model);
+}
+[[nodiscard]] inline ActivationsMut view_mut(std::span<std::uint16_t> data, kronsae_dtype dtype, std::size_t d_model) noexcept {
+    const std::size_t size = dtype == KRONSAE_DTYPE_F32 ? data.size() / 2 : data.size();
+    return view_mut(data.data(), dtype, d_model == 0 ? 0 : size / d_model, d_model);
+}
+#endif
+
 // Sparse latents of up to `rows` rows of up to `capacity` each, in memory of their own. Make one and use it again.
 class Latents {
 public:
@@ -176,6 +232,11 @@ public:
     const std::uint32_t* indices(std::size_t row) const noexcept { return indices_.data() + row * capacity_; }
     const float* values(std::size_t row) const noexcept { return values_.data() + row * capacity_; }
     float* values(std::size_t row) noexcept { return values_.data() + row * capacity_; }
+#if defined(KRONSAE_HAS_SPAN)
+    // The row's latents and their values, strongest first.
+    std::span<const std::uint32_t> index_span(std::size_t row) const { return {indices(row), count(row)}; }
+    std::span<const float> value_span(std::size_t row) const { return {values(row), count(row)}; }
+#endif
     // How many were active before any cut.
     std::uint32_t active(std::size_t row) const { return active_.at(row); }
     // KRONSAE_ROW_* bits.
@@ -239,6 +300,12 @@ public:
         return made(handle, error);
     }
 
+#if defined(KRONSAE_HAS_SPAN)
+    static Result<Sae> open_bytes(std::span<const std::byte> data, bool encoder_only = false) noexcept {
+        return open_bytes(data.data(), data.size(), encoder_only);
+    }
+#endif
+
     // Shape, selection, units. All zero for a moved-from Sae.
     Info info() const noexcept {
         Info info = KRONSAE_SAE_INFO_INIT;
@@ -278,6 +345,14 @@ public:
     Error steer(const ActivationsMut& activations, const std::vector<SteerTerm>& terms) const noexcept {
         return steer(activations, terms.data(), terms.size());
     }
+
+#if defined(KRONSAE_HAS_SPAN)
+    // A template, so that `{}` means the vector above.
+    template <std::size_t Extent>
+    Error steer(const ActivationsMut& activations, std::span<const SteerTerm, Extent> terms) const noexcept {
+        return steer(activations, terms.data(), terms.size());
+    }
+#endif
 
     const kronsae_sae* get() const noexcept { return handle_.get(); }
 

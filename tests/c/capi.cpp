@@ -5,6 +5,7 @@
 
 #include "check.h"
 
+#include <cstring>
 #include <thread>
 #include <type_traits>
 
@@ -39,6 +40,39 @@ void encode_decode_steer(const kronsae::Sae& sae, kronsae::Encoder& encoder) {
     CHECK(out[7] == 1.0f && out[kWidth + 7] == 1.0f && out[0] == 12.5f);
 }
 
+#if defined(KRONSAE_HAS_SPAN)
+void spans(const kronsae::Sae& sae, kronsae::Encoder& encoder) {
+    kronsae::Latents latents(2, sae.info().capacity);
+    CHECK(!encoder.encode(kronsae::view(std::span<const float>(kTokens), kWidth), latents));
+    CHECK(latents.index_span(0).size() == 3 && latents.index_span(0)[1] == 5 && latents.value_span(0)[0] == 6.0f);
+    CHECK(latents.index_span(1).size() == 1 && latents.value_span(1)[0] == 2.0f);
+    // The same as bfloat16: these numbers are exact in it.
+    std::vector<std::uint16_t> bits;
+    for (const float value : kTokens) {
+        std::uint32_t word;
+        std::memcpy(&word, &value, sizeof word);
+        bits.push_back(std::uint16_t(word >> 16));
+    }
+    kronsae::Latents again(2, sae.info().capacity);
+    CHECK(!encoder.encode(kronsae::view(std::span<const std::uint16_t>(bits), KRONSAE_DTYPE_BF16, kWidth), again));
+    CHECK(again.count(0) == 3 && again.index_span(0)[2] == 2 && again.value_span(0)[0] == 6.0f);
+    const std::vector<kronsae::SteerTerm> terms = {{7, 0.25f}};
+    std::vector<float> out(kWidth);
+    CHECK(!sae.steer(kronsae::view_mut(std::span<float>(out), kWidth), std::span<const kronsae::SteerTerm>(terms)));
+    CHECK(out[7] == 0.5f && out[0] == 0.0f);
+    CHECK(kronsae::view(std::span<const float>(kTokens), 0).rows == 0);
+    const std::byte none[8] = {};
+    CHECK(kronsae::Sae::open_bytes(std::span<const std::byte>(none)).error().status() == KRONSAE_STATUS_FORMAT);
+}
+#endif
+
+void versions() {
+    CHECK(kronsae::version_number() == KRONSAE_VERSION && kronsae::abi_version() == KRONSAE_ABI_VERSION);
+    CHECK(kronsae::version_string() == std::to_string(KRONSAE_VERSION_MAJOR) + "." + std::to_string(KRONSAE_VERSION_MINOR) +
+                                           "." + std::to_string(KRONSAE_VERSION_PATCH));
+    CHECK(kronsae::status_name(KRONSAE_STATUS_FULL) == "queue full" && kronsae::status_name(-1) == "unknown status");
+}
+
 void errors(const char* tiny) {
     const auto missing = kronsae::Sae::open("/nonexistent/model");
     CHECK(!missing && missing.error().status() == KRONSAE_STATUS_IO);
@@ -69,11 +103,19 @@ void errors(const char* tiny) {
     bool thrown = false;
     try {
         kronsae::Sae::open("/nonexistent/model").or_throw();
-    } catch (const std::runtime_error& caught) {
-        thrown = std::string_view(caught.what()).find("/nonexistent/model") != std::string_view::npos;
+    } catch (const kronsae::Exception& caught) {
+        thrown = caught.status() == KRONSAE_STATUS_IO && std::string_view(caught.what()).find("/nonexistent/model") != std::string_view::npos;
     }
     CHECK(thrown);
     CHECK(kronsae::Sae::open(tiny).or_throw().info().d_model == kWidth);
+    kronsae::Error().or_throw();
+    thrown = false;
+    try {
+        kronsae::Encoder::create(*sae).or_throw();
+    } catch (const std::runtime_error&) {
+        thrown = true;
+    }
+    CHECK(thrown);
 #endif
 }
 
@@ -135,7 +177,11 @@ int main(int argc, char** argv) {
         auto encoder = kronsae::Encoder::create(*sae, 2);
         CHECK(bool(encoder));
         encode_decode_steer(*sae, *encoder);
+#if defined(KRONSAE_HAS_SPAN)
+        spans(*sae, *encoder);
+#endif
     }
+    versions();
     errors(argv[1]);
     logging(argv[1]);
     threads(argv[3]);

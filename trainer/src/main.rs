@@ -1,5 +1,7 @@
 //! The `kronsae` command.
 
+mod manual;
+
 use clap::{Parser, Subcommand};
 use kronsae_trainer::commands::{bench, calibrate, convert, demo, encode, eval, inspect, train};
 use kronsae_trainer::progress::tell;
@@ -10,7 +12,7 @@ use std::process::ExitCode;
 ///
 /// Start with `kronsae demo`: it trains on a bundled sample of real activations and shows what the latents stand for.
 #[derive(Parser)]
-#[command(version, propagate_version = true)]
+#[command(name = "kronsae", version, propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -26,6 +28,8 @@ enum Command {
     Calibrate(calibrate::Args),
     Convert(convert::Args),
     Bench(bench::Args),
+    #[command(hide = true)]
+    Manual(manual::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         Command::Calibrate(args) => calibrate::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Manual(args) => manual::run::<Cli>(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,7 +1,10 @@
 //! Development tasks: `cargo xtask help`.
 
+mod abi;
 mod data;
+mod dist;
 mod header;
+mod licences;
 mod native;
 mod process;
 mod sample;
@@ -15,6 +18,10 @@ Development tasks of the kronsae workspace.
 
   cargo xtask test           every test, as named steps; `cargo xtask test --help` for its options
   cargo xtask header         writes include/kronsae.h anew from the C ABI
+  cargo xtask abi            that programs built against abi/kronsae.abi and the last release go on working;
+                             with --write, records what was added
+  cargo xtask dist           a tarball and a Debian package in target/package; with --check, tries them
+  cargo xtask licences       that the dependencies' licences are among those allowed
   cargo xtask golden         writes data/golden anew from the naive reference in tests/common
   cargo xtask sample FOLDER  cuts data/sample anew from a folder of activation shards
 
@@ -33,6 +40,11 @@ fn main() -> ExitCode {
         ["test", options @ ..] => steps::test(root, options),
         ["golden"] => data::write_golden(root).map(|()| true),
         ["sample", folder] => sample::run(Path::new(folder), &root.join("data/sample")).map(|()| true),
+        ["abi"] => abi::check(root).map(|()| true),
+        ["abi", "--write"] => abi::write(root).map(|()| true),
+        ["dist"] => dist::make(root).map(|()| true),
+        ["dist", "--check"] => dist::check(root).map(|()| true),
+        ["licences"] => licences::check(root).map(|()| true),
         ["header"] => header::write().map(|()| true),
         other => Err(format!("unknown task `{}`\n\n{HELP}", other.join(" "))),
     };

@@ -27,6 +27,8 @@ struct Program {
 const C: Program =
     Program { name: "capi", sources: &["tests/c/capi.c", "tests/c/hostile.c"], cpp: false, flags: &["-std=c11"] };
 const CPP: Program = Program { name: "capi_cpp", sources: &["tests/c/capi.cpp"], cpp: true, flags: &["-std=c++17"] };
+const CPP_20: Program =
+    Program { name: "capi_cpp20", sources: &["tests/c/capi.cpp"], cpp: true, flags: &["-std=c++20"] };
 const MONITOR: Program = Program {
     name: "monitor",
     sources: &["tests/c/monitor.c", "tests/c/monitor_hostile.c", "tests/c/monitor_lives.c"],
@@ -213,7 +215,7 @@ pub(crate) fn c_and_cpp(root: &Path) -> Result<(), String> {
     require(&[&compiler(false), &compiler(true)])?;
     let tree = build(root)?;
     for link in [Link::Shared, Link::Static] {
-        for program in [&C, &CPP, &CPP_NO_EXCEPTIONS, &MONITOR, &MONITOR_CPP, &MONITOR_CPP_NO_EXCEPTIONS] {
+        for program in [&C, &CPP, &CPP_20, &CPP_NO_EXCEPTIONS, &MONITOR, &MONITOR_CPP, &MONITOR_CPP_NO_EXCEPTIONS] {
             tree.check(&tree.compile(program, link, &[])?, &[], &[])?;
         }
         tree.example(link)?;

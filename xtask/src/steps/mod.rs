@@ -3,7 +3,7 @@
 mod llama;
 mod rust;
 
-use crate::{data, header, native, process};
+use crate::{abi, data, dist, header, licences, native, process};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,7 @@ const fn check(name: &'static str, about: &'static str, quick: bool, run: fn(&Pa
 const STEPS: &[Step] = &[
     check("format", "rustfmt finds nothing to change", true, rust::format),
     check("data", "data/ stays small, and held-out tokens are in no training file", true, data::check),
+    check("licences", "every dependency's licence is among those allowed", true, licences::check),
     check("clippy", "no lint, in any target of any crate", true, rust::clippy),
     tests("rust", "unit and integration tests of every crate (golden vectors among them)", true, rust::tests),
     tests("doc-tests", "the examples in the documentation", true, rust::doc_tests),
@@ -71,7 +72,9 @@ const STEPS: &[Step] = &[
         true,
         native::exported_symbols,
     ),
+    check("abi", "programs built against the recorded interface and the last release go on working", true, abi::check),
     check("c-and-cpp", "C and C++ programs against the shared and the static library", true, native::c_and_cpp),
+    check("dist", "programs built against the packages, moved, shared and static", false, dist::check),
     check("sanitizers", "the same programs under AddressSanitizer and UBSan", false, native::sanitizers),
     check("tsan-c", "the monitor's C and C++ programs under ThreadSanitizer", false, native::thread_sanitizer),
     check("valgrind", "the same programs under valgrind", false, native::valgrind),
