@@ -1,5 +1,6 @@
 //! `cargo xtask test`: the list of steps, and what runs them.
 
+mod go;
 mod rust;
 
 use crate::{data, header, native, process};
@@ -71,6 +72,7 @@ const STEPS: &[Step] = &[
         native::exported_symbols,
     ),
     check("c-and-cpp", "C and C++ programs against the shared and the static library", true, native::c_and_cpp),
+    tests("go", "the Go binding: golden vectors, bad input, lifetimes; again under the race detector", true, go::tests),
     check("sanitizers", "the same programs under AddressSanitizer and UBSan", false, native::sanitizers),
     check("tsan-c", "the monitor's C and C++ programs under ThreadSanitizer", false, native::thread_sanitizer),
     check("valgrind", "the same programs under valgrind", false, native::valgrind),
