@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the list of steps, and what runs them.
 
 mod llama;
+mod go;
 mod rust;
 
 use crate::{abi, data, dist, header, licences, native, process};
@@ -75,6 +76,7 @@ const STEPS: &[Step] = &[
     check("abi", "programs built against the recorded interface and the last release go on working", true, abi::check),
     check("c-and-cpp", "C and C++ programs against the shared and the static library", true, native::c_and_cpp),
     check("dist", "programs built against the packages, moved, shared and static", false, dist::check),
+    tests("go", "the Go binding: golden vectors, bad input, lifetimes; again under the race detector", true, go::tests),
     check("sanitizers", "the same programs under AddressSanitizer and UBSan", false, native::sanitizers),
     check("tsan-c", "the monitor's C and C++ programs under ThreadSanitizer", false, native::thread_sanitizer),
     check("valgrind", "the same programs under valgrind", false, native::valgrind),

@@ -1,0 +1,3 @@
+module github.com/kronsae/kronsae/bindings/go
+
+go 1.24

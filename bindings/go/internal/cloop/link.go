@@ -1,0 +1,6 @@
+//go:build !kronsae_pkgconfig
+
+package cloop
+
+// #cgo LDFLAGS: -lkronsae
+import "C"

@@ -1,0 +1,6 @@
+//go:build !kronsae_pkgconfig
+
+package kronsae
+
+// #cgo LDFLAGS: -lkronsae
+import "C"
