@@ -1,4 +1,5 @@
 using System;
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using System.Text;
 using System.Threading;
@@ -125,6 +126,13 @@ namespace Kronsae
         public static void SetCallback(Action<Log, string> value)
         {
             Library.Load();
+            Set(value);
+        }
+
+        // Compiled when the library is loaded, as Sae says.
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static void Set(Action<Log, string> value)
+        {
             if (value != null) callback = value;
             var status = Native.Methods.kronsae_set_log_callback(value == null ? null : Trampoline, IntPtr.Zero, out var error);
             KronsaeException.Check(status, error);

@@ -1,6 +1,7 @@
 using System;
 using System.Collections.Generic;
 using System.IO;
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using Kronsae.Native;
 
@@ -35,7 +36,7 @@ namespace Kronsae
             get
             {
                 Load();
-                return Text.From(Methods.kronsae_version_string());
+                return VersionOfLoaded();
             }
         }
 
@@ -44,8 +45,15 @@ namespace Kronsae
         public static string NameOf(Status status)
         {
             Load();
-            return Text.From(Methods.kronsae_status_name((int)status));
+            return NameInLoaded((int)status);
         }
+
+        // mono binds the imports of a method when it compiles it: these must be compiled when the library is loaded.
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static string VersionOfLoaded() { return Text.From(Methods.kronsae_version_string()); }
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static string NameInLoaded(int status) { return Text.From(Methods.kronsae_status_name(status)); }
 
         /// <summary>Loads the library unless it is loaded. Any thread may call it; constructors do.</summary>
         /// <exception cref="KronsaeLibraryException">No file could be loaded, and where it was looked for; or its ABI version
@@ -94,6 +102,7 @@ namespace Kronsae
             yield return Methods.Name;
         }
 
+        [MethodImpl(MethodImplOptions.NoInlining)]
         private static void Verify(IntPtr handle, string candidate)
         {
             var abi = dlsym(handle, Text.ToC("kronsae_abi_version", "name"));

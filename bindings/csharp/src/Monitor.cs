@@ -1,4 +1,5 @@
 using System;
+using System.Runtime.CompilerServices;
 using System.Text;
 using System.Threading;
 using Kronsae.Native;
@@ -103,7 +104,13 @@ namespace Kronsae
         public Monitor(MonitorOptions options = null)
         {
             Library.Load();
-            var o = options ?? new MonitorOptions();
+            Handle = Create(options ?? new MonitorOptions());
+        }
+
+        // Compiled when the library is loaded, as Sae says.
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static MonitorHandle Create(MonitorOptions o)
+        {
             fixed (uint* cpus = o.Cpus)
             {
                 var native = new kronsae_monitor_options
@@ -124,7 +131,8 @@ namespace Kronsae
                     n_cpus = (UIntPtr)(o.Cpus?.Length ?? 0),
                     memory_limit = (UIntPtr)o.MemoryLimit,
                 };
-                KronsaeException.Check(Methods.kronsae_monitor_create(&native, out Handle, out var error), error);
+                KronsaeException.Check(Methods.kronsae_monitor_create(&native, out var handle, out var error), error);
+                return handle;
             }
         }
 

@@ -1,4 +1,5 @@
 using System;
+using System.Runtime.CompilerServices;
 using Kronsae.Native;
 
 namespace Kronsae
@@ -67,8 +68,14 @@ namespace Kronsae
         public static Sae Open(string path, bool encoderOnly = false)
         {
             Library.Load();
-            var options = Options(encoderOnly);
-            fixed (byte* name = Text.Needed(path, nameof(path)))
+            return OpenFile(Text.Needed(path, nameof(path)), Options(encoderOnly));
+        }
+
+        // mono binds the imports of a method when it compiles it: where one is called, the library must be loaded before.
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static Sae OpenFile(byte[] path, kronsae_sae_options options)
+        {
+            fixed (byte* name = path)
             {
                 var status = Methods.kronsae_sae_open(name, &options, out var handle, out var error);
                 KronsaeException.Check(status, error);
@@ -82,7 +89,12 @@ namespace Kronsae
         {
             if (file == null) throw new ArgumentNullException(nameof(file));
             Library.Load();
-            var options = Options(encoderOnly);
+            return OpenBytes(file, Options(encoderOnly));
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static Sae OpenBytes(byte[] file, kronsae_sae_options options)
+        {
             byte none;
             fixed (byte* data = file)
             {

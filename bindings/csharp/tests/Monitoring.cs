@@ -21,11 +21,11 @@ namespace Kronsae.Tests
             }
         }
 
-        private static void Feed(Tap tap, int tokens)
+        private static void Feed(Tap tap, int tokens, int first = 7)
         {
             for (var i = 0; i < tokens; i++)
             {
-                Want.Equal(1, tap.Submit(Arguments.Residual, new[] { new TokenTag((ulong)(7 + i), i, 42, Token.Prompt) }), "accepted");
+                Want.Equal(1, tap.Submit(Arguments.Residual, new[] { new TokenTag((ulong)(first + i), i, 42, Token.Prompt) }), "accepted");
             }
         }
 
@@ -88,7 +88,7 @@ namespace Kronsae.Tests
                 Want.Throws<OperationCanceledException>(() => { foreach (var one in monitor.Events(cancelled.Token)) { } });
                 waiting.Join();
 #if KRONSAE_ASYNC
-                Feed(tap, 2);
+                Feed(tap, 2, 100);
                 var events = monitor.Events().GetAsyncEnumerator();
                 Want.True(events.MoveNextAsync().AsTask().Result, "first");
                 Want.Equal("seen", events.Current.Rule, "rule");
@@ -124,7 +124,7 @@ namespace Kronsae.Tests
                 });
                 for (var i = 0; i < 10; i++)
                 {
-                    Feed(tap, 10);
+                    Feed(tap, 10, 10 * i);
                     GC.Collect();
                     GC.WaitForPendingFinalizers();
                 }
@@ -140,11 +140,11 @@ namespace Kronsae.Tests
                     try { monitor.Flush(1000); }
                     catch (Exception e) { inside = e; }
                 });
-                Feed(tap, 1);
+                Feed(tap, 1, 200);
                 monitor.Flush(10000);
                 Want.True(inside is KronsaeArgumentException, "waiting inside a callback: " + inside);
                 monitor.SetEventCallback(null);
-                Feed(tap, 1);
+                Feed(tap, 1, 300);
                 Want.Equal(1, monitor.Poll(10, 5000).Length, "polling after the callback");
             }
         }
