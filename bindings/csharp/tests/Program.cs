@@ -32,7 +32,8 @@ namespace Kronsae.Tests
             Given.Models = arguments[1];
             Given.Layout = arguments[2];
             Given.FalseLibrary = arguments[3];
-            return Run(typeof(Golden), typeof(Layouts), typeof(Arguments), typeof(Lifetimes), typeof(Monitoring), typeof(Loading));
+            return Run(typeof(Golden), typeof(Layouts), typeof(Arguments), typeof(Lifetimes), typeof(Monitoring), typeof(Loading),
+                typeof(Examples));
         }
 
         /// <summary>Every public static method without parameters of these types is a test.</summary>
