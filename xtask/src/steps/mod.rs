@@ -1,5 +1,6 @@
 //! `cargo xtask test`: the list of steps, and what runs them.
 
+mod csharp;
 mod rust;
 
 use crate::{data, header, native, process};
@@ -74,6 +75,8 @@ const STEPS: &[Step] = &[
     check("sanitizers", "the same programs under AddressSanitizer and UBSan", false, native::sanitizers),
     check("tsan-c", "the monitor's C and C++ programs under ThreadSanitizer", false, native::thread_sanitizer),
     check("valgrind", "the same programs under valgrind", false, native::valgrind),
+    tests("csharp", "the C# bindings, their examples and golden vectors on mono", false, csharp::mono),
+    tests("csharp-coreclr", "the same on CoreCLR", false, csharp::coreclr),
     tests("old-cpus", "golden vectors on emulated CPUs without AVX and without AVX-512", false, rust::old_cpus),
     tests("loom", "the monitor's queue and wake-up in every interleaving", false, rust::loom),
     tests(
