@@ -170,6 +170,8 @@ impl Tests {
     fn run(&self, mut command: Command) -> Report {
         command.args([&self.root, &self.models, &self.layout, &self.false_library]);
         command.env("KRONSAE_LIBRARY", &self.library);
+        // Without it callbacks are refused on mono: see bindings/csharp/README.md.
+        command.env("MONO_THREADS_SUSPEND", "coop");
         Report::of_tests(run(command))
     }
 }
