@@ -45,7 +45,7 @@ namespace Kronsae.Tests
         public static void GatewayServes()
         {
             var rules = Path.GetTempFileName();
-            File.WriteAllText(rules, "[[rule]]\nname = \"a \\\"rule\\\"\"\nwhen = { latent = 0, above = 5.0 }\n");
+            File.WriteAllText(rules, "[[rule]]\nname = \"seen\"\nwhen = { latent = 0, above = 5.0 }\n");
             var free = new TcpListener(IPAddress.Loopback, 0);
             free.Start();
             var address = "http://127.0.0.1:" + ((IPEndPoint)free.LocalEndpoint).Port + "/";
@@ -65,7 +65,7 @@ namespace Kronsae.Tests
                 {
                     var first = lines.ReadLine();
                     Want.True(first.Contains("\"request\":7,\"position\":3}"), "event " + first);
-                    Want.True(first.Contains("a \\u0022rule\\u0022"), "event " + first);
+                    Want.True(first.Contains("\"rule\":\"seen\""), "event " + first);
                     Want.True(lines.ReadLine().Contains("\"position\":4}"), "second event");
                 }
                 foreach (var wrong in new[] { "encode?request=7&position=x", "encode?position=1", "encode" })
