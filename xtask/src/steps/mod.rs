@@ -2,6 +2,7 @@
 
 mod llama;
 mod go;
+mod csharp;
 mod rust;
 
 use crate::{abi, data, dist, header, licences, native, process};
@@ -80,6 +81,8 @@ const STEPS: &[Step] = &[
     check("sanitizers", "the same programs under AddressSanitizer and UBSan", false, native::sanitizers),
     check("tsan-c", "the monitor's C and C++ programs under ThreadSanitizer", false, native::thread_sanitizer),
     check("valgrind", "the same programs under valgrind", false, native::valgrind),
+    tests("csharp", "the C# bindings, their examples and golden vectors on mono", false, csharp::mono),
+    tests("csharp-coreclr", "the same on CoreCLR", false, csharp::coreclr),
     tests("old-cpus", "golden vectors on emulated CPUs without AVX and without AVX-512", false, rust::old_cpus),
     tests("loom", "the monitor's queue and wake-up in every interleaving", false, rust::loom),
     tests(

@@ -1,0 +1,95 @@
+using System;
+using System.Runtime.InteropServices;
+
+namespace Kronsae.Native
+{
+    /// <summary>A pointer of the library: freed once, after the last call that uses it, at the latest by the finalizer.</summary>
+    internal abstract class Handle : SafeHandle
+    {
+        protected Handle() : base(IntPtr.Zero, true) { }
+
+        public override bool IsInvalid => handle == IntPtr.Zero;
+    }
+
+    internal sealed class ErrorHandle : Handle
+    {
+        internal ErrorHandle(IntPtr error) { SetHandle(error); }
+
+        protected override bool ReleaseHandle()
+        {
+            Methods.kronsae_error_destroy(handle);
+            return true;
+        }
+    }
+
+    internal sealed class SaeHandle : Handle
+    {
+        public SaeHandle() { }
+
+        protected override bool ReleaseHandle()
+        {
+            Methods.kronsae_sae_destroy(handle);
+            return true;
+        }
+    }
+
+    internal sealed class EncoderHandle : Handle
+    {
+        public EncoderHandle() { }
+
+        protected override bool ReleaseHandle()
+        {
+            Methods.kronsae_encoder_destroy(handle);
+            return true;
+        }
+    }
+
+    internal sealed class MonitorHandle : Handle
+    {
+        public MonitorHandle() { }
+
+        /// <summary>What the library's callbacks find; lives as long as the monitor.</summary>
+        internal readonly Callbacks Callbacks = new Callbacks();
+
+        protected override bool ReleaseHandle()
+        {
+            // Waits for a callback in progress; none comes after it.
+            Methods.kronsae_monitor_destroy(handle);
+            Callbacks.Free();
+            return true;
+        }
+    }
+
+    internal sealed class TapHandle : Handle
+    {
+        public TapHandle() { }
+
+        protected override bool ReleaseHandle()
+        {
+            Methods.kronsae_tap_destroy(handle);
+            return true;
+        }
+    }
+
+    internal sealed class RecorderHandle : Handle
+    {
+        public RecorderHandle() { }
+
+        protected override bool ReleaseHandle()
+        {
+            Methods.kronsae_recorder_destroy(handle);
+            return true;
+        }
+    }
+
+    internal sealed class EventBatchHandle : Handle
+    {
+        public EventBatchHandle() { }
+
+        protected override bool ReleaseHandle()
+        {
+            Methods.kronsae_event_batch_destroy(handle);
+            return true;
+        }
+    }
+}
