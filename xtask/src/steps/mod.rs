@@ -1,8 +1,8 @@
 //! `cargo xtask test`: the list of steps, and what runs them.
 
-mod llama;
-mod go;
 mod csharp;
+mod go;
+mod llama;
 mod rust;
 
 use crate::{abi, data, dist, header, licences, native, process};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const HELP: &str = "\
 Runs every test as named steps and ends with a table of seconds.
 
-  cargo xtask test                 all steps
+  cargo xtask test                 all steps but those of other toolchains, which run by name alone
   cargo xtask test --quick         without the slow ones; under 5 minutes
   cargo xtask test --only STEP     one step (may be repeated)
   cargo xtask test --list          the steps
@@ -77,7 +77,12 @@ const STEPS: &[Step] = &[
     check("abi", "programs built against the recorded interface and the last release go on working", true, abi::check),
     check("c-and-cpp", "C and C++ programs against the shared and the static library", true, native::c_and_cpp),
     check("dist", "programs built against the packages, moved, shared and static", false, dist::check),
-    tests("go", "the Go binding: golden vectors, bad input, lifetimes; again under the race detector", true, go::tests),
+    tests(
+        "go",
+        "the Go binding: golden vectors, bad input, lifetimes; again under the race detector",
+        false,
+        go::tests,
+    ),
     check("sanitizers", "the same programs under AddressSanitizer and UBSan", false, native::sanitizers),
     check("tsan-c", "the monitor's C and C++ programs under ThreadSanitizer", false, native::thread_sanitizer),
     check("valgrind", "the same programs under valgrind", false, native::valgrind),
@@ -104,6 +109,9 @@ const STEPS: &[Step] = &[
     ),
     check("fuzz-targets", "the fuzz targets still compile", false, rust::fuzz_targets),
 ];
+
+/// Steps that run by name alone (`--only`): they need toolchains that `.ci/run` does not install.
+const BY_NAME: [&str; 4] = ["dist", "go", "csharp", "csharp-coreclr"];
 
 fn header_is_fresh(_root: &Path) -> Result<(), String> {
     header::verify()
@@ -139,7 +147,10 @@ pub(crate) fn test(root: &Path, options: &[&str]) -> Result<bool, String> {
         }
     }
     let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
-    let chosen = |step: &&Step| if only.is_empty() { step.quick || !quick } else { only.contains(&step.name) };
+    let chosen = |step: &&Step| match only.is_empty() {
+        true => (step.quick || !quick) && !BY_NAME.contains(&step.name),
+        false => only.contains(&step.name),
+    };
     let mut done = Vec::new();
     for step in STEPS.iter().filter(chosen) {
         println!("{}: {}", step.name, step.about);
@@ -199,7 +210,11 @@ fn summarise(done: &[(&str, Report, Duration)]) -> bool {
 fn list() -> String {
     let mut text = String::new();
     for step in STEPS {
-        let slow = if step.quick { "" } else { " (not with --quick)" };
+        let slow = match step.quick {
+            _ if BY_NAME.contains(&step.name) => " (by name alone, with --only)",
+            true => "",
+            false => " (not with --quick)",
+        };
         text += &format!("  {:<18} {}{slow}\n", step.name, step.about);
     }
     text
@@ -291,6 +306,7 @@ mod tests {
     fn step_names_are_unique() {
         let mut names: Vec<_> = STEPS.iter().map(|step| step.name).collect();
         names.sort_unstable();
+        assert!(BY_NAME.iter().all(|name| names.contains(name)));
         assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
     }
 
