@@ -146,8 +146,11 @@ mod tests {
             assert_eq!(rule.most_rows_of(LEAST_WEIGHTS / LEAST_WIDTH, LEAST_WIDTH), rule.most_rows);
             assert_eq!(rule.most_rows_of(LEAST_WEIGHTS / LEAST_WIDTH - 1, LEAST_WIDTH), 0);
             assert_eq!(rule.most_rows_of(LEAST_WEIGHTS, LEAST_WIDTH - 1), 0);
-            let said =
-                if rule.most_rows > 0 { format!("up to {} rows", rule.most_rows) } else { "no batch".to_owned() };
+            let said = match rule.most_rows {
+                0 => "no batch".to_owned(),
+                usize::MAX => "all batches".to_owned(),
+                most => format!("up to {most} rows"),
+            };
             assert!(rule.to_string().contains(&said), "{rule}");
         }
     }
