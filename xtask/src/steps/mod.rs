@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const HELP: &str = "\
 Runs every test as named steps and ends with a table of seconds.
 
-  cargo xtask test                 all steps but those of other toolchains, which run by name alone
+  cargo xtask test                 all steps but those marked in the list, which run by name alone
   cargo xtask test --quick         without the slow ones; under 5 minutes
   cargo xtask test --only STEP     one step (may be repeated)
   cargo xtask test --list          the steps
@@ -110,8 +110,9 @@ const STEPS: &[Step] = &[
     check("fuzz-targets", "the fuzz targets still compile", false, rust::fuzz_targets),
 ];
 
-/// Steps that run by name alone (`--only`): they need toolchains that `.ci/run` does not install.
-const BY_NAME: [&str; 4] = ["dist", "go", "csharp", "csharp-coreclr"];
+/// Steps that run by name alone (`--only`): they need toolchains that `.ci/run` does not install, or build a server of
+/// somebody else for many minutes.
+const BY_NAME: [&str; 5] = ["dist", "go", "csharp", "csharp-coreclr", "llama"];
 
 fn header_is_fresh(_root: &Path) -> Result<(), String> {
     header::verify()
