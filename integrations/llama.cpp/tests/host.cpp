@@ -70,7 +70,7 @@ int main(int argc, char** argv) {
     if (mode == "look") {
         std::printf("threads %d\nfiles %d\n", entries("/proc/self/task"), entries("/proc/self/fd"));
         std::fflush(stdout);
-        return std::system("env | grep -c -e LD_PRELOAD -e KRONSAE_LLAMA") == -1;
+        return std::system("env | grep -e LD_PRELOAD -e KRONSAE_LLAMA | grep -v -c -e KRONSAE_LLAMA_DIR -e KRONSAE_LLAMA_GGUF") == -1;
     }
     if (argc < 3) return 2;
     Context c(argv[2]);
