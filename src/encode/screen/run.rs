@@ -61,6 +61,9 @@ struct Lists {
     rows: Vec<u32>,
     /// A value below which no latent is selected.
     cut: f32,
+    /// Whether bounds do not hold for the token, and all of its rows are computed. Kept here, for the token itself may be
+    /// overwritten by the next tile's while this one is still selected from.
+    whole: bool,
 }
 
 impl Lists {
@@ -134,7 +137,7 @@ impl Screener {
             // Two rows a likely latent may be listed at first, some more than once.
             let most_rows = weight.rows.max(2 * latents);
             let [exact, rows] = [room(most_rows, what)?, room(most_rows, what)?];
-            lists.push(Lists { latents: room(latents, what)?, exact, rows, cut: 0.0 });
+            lists.push(Lists { latents: room(latents, what)?, exact, rows, cut: 0.0, whole: false });
         }
         let mut heads = Vec::new();
         for _ in 0..pool.threads() {
@@ -353,6 +356,7 @@ impl Screener {
                         // SAFETY: as just said.
                         unsafe {
                             let (token, lists) = (tokens16.of(t), &mut lists.slice(t..t + 1)[0]);
+                            lists.whole = !token.covered;
                             if token.covered {
                                 step(selector, heads, token, tile_y.read(t * stride..t * stride + rows), lists);
                             } else {
@@ -405,16 +409,17 @@ impl Screener {
                     unsafe {
                         let y = tile_y.read(t * stride..t * stride + rows);
                         let lists = &mut lists.slice(t..t + 1)[0];
-                        let outcome = if tokens16.of(t).covered {
+                        let outcome = if lists.whole {
+                            selector.select(y)
+                        } else {
                             lists.computed();
                             selector.select_among(y, &lists.exact)
-                        } else {
-                            selector.select(y)
                         };
                         counts.add(out.write_row(start + t, selector, outcome, kron));
                     }
                 }
-                // The next tile overwrites y, but only after the barrier behind the widening of x.
+                // The next tile overwrites y and the lists, but only after the barrier behind the widening of x; tokens it
+                // overwrites at once, so that nothing above may look at them.
                 start += tokens;
             }
         })
