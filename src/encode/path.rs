@@ -129,7 +129,7 @@ impl std::fmt::Display for AutoRule {
             f,
             "{batches} are screened by encoders of at least {least_weights} weights in rows of at \
              least {least_width}, all others computed in full; where a screened call leaves more than one encoder row in \
-             {most_left}, the next {pause} calls are not screened; every call runs on all threads of its encoder"
+             {most_left}, the next {pause} calls are not screened; a call runs on its own thread at once, and on those of its encoder's others that wake in time"
         )
     }
 }

@@ -21,7 +21,7 @@ pub enum Instruction {
 pub struct Plan {
     /// Whether they are screened, or all rows computed exactly.
     pub screened: bool,
-    /// Threads that take part.
+    /// Threads that take part, screened at most: one that wakes too late is not waited for.
     pub threads: usize,
     /// What the bulk of the arithmetic is done by.
     pub instruction: Instruction,

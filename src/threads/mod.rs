@@ -1,12 +1,21 @@
 //! A fork-join pool for a guest in somebody else's process: never more threads than asked for, all signals blocked,
 //! named `kronsae-*`, asleep between calls, and no allocation in a call.
 
+mod barrier;
+mod claims;
+mod divided;
+mod process;
+
+pub use claims::Claims;
+pub use divided::Divided;
+pub(crate) use process::{SignalsBlocked, process_id};
+
 use crate::error::{Error, Result, Status};
 use crate::float_env::FloatEnv;
-use std::marker::PhantomData;
+use barrier::{Barrier, SPINS};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -43,9 +52,6 @@ struct Shared {
     /// Threads of an open call once it is closed; 0 before.
     team: AtomicUsize,
 }
-
-/// How often the caller looks whether the others are done before it sleeps.
-const SPINS: u32 = 4096;
 
 /// What a thread of a call knows of itself.
 #[derive(Clone, Copy)]
@@ -123,93 +129,6 @@ impl<'a> Member<'a> {
     }
 }
 
-/// Work in pieces that threads claim: each first its own share, in order, then what is left of the others'.
-#[derive(Debug)]
-pub struct Claims {
-    /// The next piece of each share, each on a cache line of its own.
-    next: Vec<OwnLine>,
-    pieces: AtomicUsize,
-}
-
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct OwnLine(AtomicUsize);
-
-impl Claims {
-    /// For at most `threads` threads.
-    ///
-    /// # Errors
-    /// [`Status::OutOfMemory`].
-    pub fn new(threads: usize) -> Result<Self> {
-        let mut next = Vec::new();
-        let bytes = threads.saturating_mul(size_of::<OwnLine>());
-        next.try_reserve_exact(threads).map_err(|_| Error::out_of_memory("claims", bytes))?;
-        next.resize_with(threads, OwnLine::default);
-        Ok(Claims { next, pieces: AtomicUsize::new(0) })
-    }
-
-    fn share(&self, index: usize) -> Range<usize> {
-        let (pieces, threads) = (self.pieces.load(Ordering::Relaxed), self.next.len());
-        pieces * index / threads..pieces * (index + 1) / threads
-    }
-
-    /// Lays out `pieces` pieces. No thread may be claiming.
-    pub fn reset(&mut self, pieces: usize) {
-        *self.pieces.get_mut() = pieces;
-        for index in 0..self.next.len() {
-            self.next[index].0 = AtomicUsize::new(self.share(index).start);
-        }
-    }
-
-    /// The next piece for the thread of this index, if any is left. Each is given out once.
-    #[must_use]
-    pub fn claim(&self, index: usize) -> Option<usize> {
-        let threads = self.next.len();
-        (0..threads).map(|offset| (index + offset) % threads).find_map(|of| {
-            let end = self.share(of).end;
-            // Looked at first, so that a share that is spent is not counted on for ever.
-            if self.next[of].0.load(Ordering::Relaxed) >= end {
-                return None;
-            }
-            Some(self.next[of].0.fetch_add(1, Ordering::Relaxed)).filter(|&piece| piece < end)
-        })
-    }
-}
-
-struct Barrier {
-    arrived: AtomicUsize,
-    generation: AtomicUsize,
-    panicked: AtomicBool,
-}
-
-impl Barrier {
-    fn wait(&self, count: usize) {
-        let generation = self.generation.load(Ordering::Acquire);
-        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == count {
-            self.arrived.store(0, Ordering::Relaxed);
-            self.generation.fetch_add(1, Ordering::Release);
-        } else {
-            let mut spins = 0_u32;
-            while self.generation.load(Ordering::Acquire) == generation {
-                self.pause(&mut spins);
-            }
-        }
-        assert!(!self.panicked.load(Ordering::Relaxed), "another thread of this call panicked");
-    }
-
-    /// One turn of waiting for others.
-    fn pause(&self, spins: &mut u32) {
-        assert!(!self.panicked.load(Ordering::Relaxed), "another thread of this call panicked");
-        *spins = spins.saturating_add(1);
-        if *spins < SPINS {
-            std::hint::spin_loop();
-        } else {
-            // The others may be waiting for this very core.
-            std::thread::yield_now();
-        }
-    }
-}
-
 /// A pool of `threads - 1` workers and the thread that calls [`Pool::run`].
 pub struct Pool {
     shared: Arc<Shared>,
@@ -241,11 +160,7 @@ impl Pool {
             state: Mutex::new(State { call: 0, job: None, members: 1, waiting: false, stop: false }),
             wake: Condvar::new(),
             done: Condvar::new(),
-            barrier: Barrier {
-                arrived: AtomicUsize::new(0),
-                generation: AtomicUsize::new(0),
-                panicked: AtomicBool::new(false),
-            },
+            barrier: Barrier::default(),
             running: AtomicUsize::new(0),
             team: AtomicUsize::new(0),
         });
@@ -329,8 +244,7 @@ impl Pool {
         {
             let mut state = lock(shared);
             // No worker is inside a call, and none gets into this one before the lock is released.
-            barrier.panicked.store(false, Ordering::Relaxed);
-            barrier.arrived.store(0, Ordering::Relaxed);
+            barrier.reset();
             shared.team.store(0, Ordering::Relaxed);
             state.members = 1;
             if count > 1 {
@@ -350,7 +264,7 @@ impl Pool {
             catch_unwind(AssertUnwindSafe(|| mine(shared)))
         };
         if result.is_err() {
-            barrier.panicked.store(true, Ordering::Relaxed);
+            barrier.give_up();
         }
         if count > 1 {
             if let Job::Open(_) = job {
@@ -373,7 +287,7 @@ impl Pool {
         if let Err(panic) = result {
             resume_unwind(panic);
         }
-        assert!(!barrier.panicked.load(Ordering::Relaxed), "a worker thread panicked");
+        assert!(!barrier.is_given_up(), "a worker thread panicked");
         Ok(())
     }
 }
@@ -428,7 +342,7 @@ fn work(shared: &Shared, index: usize, count: usize) {
             Job::Open(job) => unsafe { (*job)(Member { index, shared }) },
         }));
         if done.is_err() {
-            shared.barrier.panicked.store(true, Ordering::Relaxed);
+            shared.barrier.give_up();
         }
         if shared.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             let state = lock(shared);
@@ -436,92 +350,6 @@ fn work(shared: &Shared, index: usize, count: usize) {
                 shared.done.notify_one();
             }
         }
-    }
-}
-
-pub(crate) fn process_id() -> libc::pid_t {
-    // SAFETY: getpid has no preconditions.
-    unsafe { libc::getpid() }
-}
-
-/// While alive, this thread has all signals blocked; threads started meanwhile inherit that, so that the host's
-/// handlers never run on them.
-pub(crate) struct SignalsBlocked {
-    before: libc::sigset_t,
-}
-
-impl SignalsBlocked {
-    pub(crate) fn enter() -> Self {
-        // SAFETY: both sets are valid for writes; sigset_t is plain data for which zeroes are a value.
-        unsafe {
-            let mut all: libc::sigset_t = std::mem::zeroed();
-            let mut before: libc::sigset_t = std::mem::zeroed();
-            libc::sigfillset(&raw mut all);
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-            SignalsBlocked { before }
-        }
-    }
-}
-
-impl Drop for SignalsBlocked {
-    fn drop(&mut self) {
-        // SAFETY: `before` is the mask that pthread_sigmask returned.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut());
-        }
-    }
-}
-
-/// A mutable slice that the threads of one call divide among themselves.
-#[derive(Debug)]
-pub struct Divided<'a, T> {
-    pointer: *mut T,
-    len: usize,
-    borrow: PhantomData<&'a mut [T]>,
-}
-
-// SAFETY: handed to threads that take disjoint parts, as each use argues.
-unsafe impl<T: Send> Sync for Divided<'_, T> {}
-
-impl<'a, T> Divided<'a, T> {
-    /// The slice, to be divided.
-    pub fn of(slice: &'a mut [T]) -> Self {
-        Divided { pointer: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
-    }
-
-    /// The start of the slice.
-    #[must_use]
-    pub fn pointer(&self) -> *mut T {
-        self.pointer
-    }
-
-    /// A part of the slice, for this thread alone.
-    ///
-    /// # Panics
-    /// If the range is outside.
-    ///
-    /// # Safety
-    /// Nobody else may access the range while the slice lives.
-    #[expect(clippy::mut_from_ref, reason = "exclusive by the caller's promise, as with a raw pointer")]
-    #[must_use]
-    pub unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
-        assert!(range.start <= range.end && range.end <= self.len, "part outside the slice");
-        // SAFETY: inside the slice this was made of; exclusive by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(range.start), range.len()) }
-    }
-
-    /// A part of the slice, to read.
-    ///
-    /// # Panics
-    /// If the range is outside.
-    ///
-    /// # Safety
-    /// Nobody may write to the range while the slice lives.
-    #[must_use]
-    pub unsafe fn read(&self, range: Range<usize>) -> &[T] {
-        assert!(range.start <= range.end && range.end <= self.len, "part outside the slice");
-        // SAFETY: inside the slice this was made of; unwritten by the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.pointer.add(range.start), range.len()) }
     }
 }
 
