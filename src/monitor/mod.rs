@@ -48,6 +48,7 @@ mod memory;
 mod monitor;
 mod options;
 mod picture;
+mod prepare;
 mod recent;
 mod recorder;
 mod requests;

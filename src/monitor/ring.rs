@@ -234,8 +234,8 @@ impl Producer {
         Ok(())
     }
 
-    /// Writes rows of `x` into free slots, from the first on, without publishing them. `picked(i)` is the row of `x` for
-    /// the i-th slot written; None: they are `from`, `from + 1`, ...
+    /// Writes `count` rows of `x`, from row `from` on, into free slots without publishing them; `tag(i)` is the tag of the
+    /// i-th row written, `nanos` the time of all.
     ///
     /// # Panics
     /// If there is no room for them or they do not fit (see [`Producer::room`], [`Producer::check`]).
