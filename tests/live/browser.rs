@@ -3,7 +3,7 @@
 
 use crate::{made_up, server_of};
 use kronsae::monitor::serve::{ServeOptions, Server, Source};
-use kronsae::monitor::{Event, RecentToken, Snapshot};
+use kronsae::monitor::{Event, RecentToken, Snapshot, UnboundRule};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -212,6 +212,9 @@ fn hostile_text_stays_text() {
     for word in [words[0], words[1], words[2], "\\u{202e}reversed\\u{200b}\\u{0}"] {
         assert!(texts.contains(word), "{word} in {texts}");
     }
+    // A rule for a site that there is not is shown to wait, and its names are text as well.
+    let waiting = browser.run("[...document.querySelectorAll('#rules .waiting')].map(r => r.textContent).join('\\n')");
+    assert_eq!(waiting, format!("{} waits for site {}", WAITING[0], WAITING[1]));
     assert_eq!(browser.run("document.querySelectorAll('main script, img, main svg:not([role=img])').length"), 0);
     assert_eq!(browser.run("document.title"), "kronsae live");
     assert!(browser.run("document.querySelector('#strongest').textContent").as_str().unwrap().contains("<b>bold</b>"));
@@ -223,6 +226,10 @@ fn hostile_text_stays_text() {
     assert_eq!(browser.complaints, [""; 0]);
 }
 
+/// A rule, and the site it waits for.
+const WAITING: [&str; 2] =
+    ["<script>document.title='taken'</script>", "<img src=x onerror=\"document.title='taken'\">"];
+
 /// Names and labels from outside as well.
 struct Hostile(made_up::MadeUp);
 
@@ -233,6 +240,8 @@ impl Source for Hostile {
             site.site = format!("<script>document.title='taken'</script>{}", site.site).into();
             site.rules.iter_mut().for_each(|rule| rule.rule = "<img src=x onerror=alert(1)>".into());
         }
+        let [rule, site] = WAITING;
+        snapshot.unbound_rules.push(UnboundRule { rule: rule.into(), site: site.into() });
         snapshot
     }
 

@@ -54,10 +54,17 @@ const log = (event) => {
 };
 const mark = (item) => item.classList.toggle("other-site", item.dataset.site !== undefined && item.dataset.site !== current?.name);
 const rules = (of) => {
-  $("rules").replaceChildren(...of.rules.map((rule) => {
+  const here = of.rules.map((rule) => {
     const item = make("li", "chip", visible(rule.rule) + " ");
     item.append(make("b", "", number(rule.matched)));
     if (rule.retracted) item.append(` (${number(rule.retracted)} retracted)`);
     return item;
-  }));
+  });
+  // Said at every site: a name that is nowhere belongs to none.
+  const nowhere = snapshot.unbound_rules.map((rule) => {
+    const item = make("li", "chip waiting", `${visible(rule.rule)} waits for site ${visible(rule.site)}`);
+    item.title = "The rule is loaded, and names a site that this monitor does not have (yet)";
+    return item;
+  });
+  $("rules").replaceChildren(...here, ...nowhere);
 };
