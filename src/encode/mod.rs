@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Tokens whose pre-activations exist at a time.
-const TILE_TOKENS: usize = 64;
+const TILE_TOKENS: usize = 128;
 /// Of these, those that the plain path takes at a time: a multiple of what its kernel has in registers.
 const PLAIN_TOKENS: usize = 48;
 /// Rows that one thread takes at a time: a few cache lines of output, a first-level cache of weights.
@@ -150,8 +150,8 @@ impl Encoder {
             let threshold = sae.encoder().threshold.as_deref();
             selectors.push(Selector::new(config.encoder, config.selection, threshold, isa)?);
         }
-        // Very wide encoders take fewer tokens at a time, so that the workspace stays within some 16 MB.
-        let tile_tokens = ((4 << 20) / rows).clamp(6, TILE_TOKENS);
+        // Very wide encoders take fewer tokens at a time, so that the workspace stays within some 32 MB.
+        let tile_tokens = ((8 << 20) / rows).clamp(6, TILE_TOKENS);
         let x = Aligned::zeroed(tile_tokens * padded(config.d_model), "the encoder's tokens")?;
         let y = Aligned::zeroed(tile_tokens * y_stride(rows), "the encoder's pre-activations")?;
         let most_screened = path.most_screened(&sae, isa);

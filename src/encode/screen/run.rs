@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Tokens screened at a time: each pass over the copy serves so many.
-const TILE_TOKENS: usize = 64;
+const TILE_TOKENS: usize = 128;
 /// Rows that a thread claims at a time: some microseconds.
 const PIECE: usize = 64;
 /// Of these, tiles take longer.
@@ -98,6 +98,11 @@ impl Distance for From<'_> {
 /// Rows whose bounds are narrowed at a time.
 const PICKS: usize = 64;
 
+/// Whether so many tokens are multiplied tile by tile.
+fn is_tiled(kernel: Int8Kernel, tokens: usize) -> bool {
+    kernel.takes_tiles() && tokens >= LEAST_TILED
+}
+
 /// The parts of an encoder that both paths work on.
 pub(in crate::encode) struct Parts<'a> {
     pub(in crate::encode) sae: &'a Sae,
@@ -163,7 +168,7 @@ impl Screener {
         self.copy
             .as_ref()
             .as_ref()
-            .map_or(0, |copy| copy.bytes(!self.fast && self.is_tiled(tokens.min(self.tile_tokens))))
+            .map_or(0, |copy| copy.bytes(!self.fast && is_tiled(self.kernel, tokens.min(self.tile_tokens))))
     }
 
     /// What multiplies the bulk of a batch of `tokens`, and how many times for each weight and token.
@@ -171,7 +176,7 @@ impl Screener {
         // The high plane with both of the token's; by tiles the low plane with the token's high one as well.
         match self.kernel {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Int8Kernel::Amx(_) if self.is_tiled(tokens.min(self.tile_tokens)) => {
+            Int8Kernel::Amx(_) if is_tiled(self.kernel, tokens.min(self.tile_tokens)) => {
                 (Instruction::Int8Tiles, if self.fast { 2 } else { 3 })
             }
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -190,11 +195,6 @@ impl Screener {
     /// Tokens that a pass over the copy serves.
     pub(in crate::encode) fn tile_tokens(&self) -> usize {
         self.tile_tokens
-    }
-
-    /// Whether so many tokens are multiplied with both planes, tile by tile.
-    fn is_tiled(&self, tokens: usize) -> bool {
-        self.kernel.takes_tiles() && tokens >= LEAST_TILED
     }
 
     /// Encodes a batch whose buffers were checked.
@@ -218,7 +218,7 @@ impl Screener {
         let (rows, x_stride, tile_tokens) = (weight.rows, padded(weight.cols), self.tile_tokens);
         let stride = y_stride(rows);
         let (kernel, rescored, refined) = (self.kernel, &self.rescored, &self.refined);
-        let is_tiled = |tokens: usize| kernel.takes_tiles() && tokens >= LEAST_TILED;
+        let is_tiled = |tokens: usize| is_tiled(kernel, tokens);
         let fast = self.fast;
         let deviations = if fast { Some(DEVIATIONS) } else { None };
         // Tiles read both planes, for there is then no need to narrow bounds afterwards; likely bounds are narrow anyway.
