@@ -373,9 +373,9 @@ impl Screener {
                     each_token(true, &mut |selector, heads, token, y, lists| {
                         let from = From { products: products(tokens), copy, token };
                         lists.exact.clear();
-                        selector.likely(y, &mut lists.latents);
+                        let held = selector.likely(y, &mut lists.latents);
                         let cut = selector.cut(&lists.latents, |row| y[row] - from.of(row, y[row]));
-                        selector.survivors(y, &from, &[], cut, heads, &mut lists.rows);
+                        selector.survivors(y, held, &from, &[], cut, heads, &mut lists.rows);
                     });
                 } else {
                     each_token(false, &mut |selector, _, _, y, lists| {
@@ -390,7 +390,8 @@ impl Screener {
                         let from = From { products: Products::Coarse, copy, token };
                         lists.computed();
                         lists.cut = selector.cut(&lists.latents, |row| y[row]);
-                        selector.survivors(y, &from, &lists.exact, lists.cut, heads, &mut lists.rows);
+                        // Some values are canonical by now, and the maxima others.
+                        selector.survivors(y, false, &from, &lists.exact, lists.cut, heads, &mut lists.rows);
                     });
                     worker.wait();
                     refine(&worker, tokens);

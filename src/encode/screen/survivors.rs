@@ -6,6 +6,7 @@
 //! A row survives if its upper bound times the largest upper bound of the other side of its head reaches the cut. Rounded
 //! multiplication is monotone, so no canonical product with a row that does not survive reaches it.
 
+use crate::encode::RowOutcome;
 use crate::encode::candidates::{SMALLEST, reaching};
 use crate::encode::maxima::{head_maxima, positive_max};
 use crate::encode::select::{Rule, Selector};
@@ -37,13 +38,15 @@ isa_fn! {
 
 impl Selector {
     /// Lists the latents that TopK would select from the values `y`: K of them or none. With a threshold there are none.
-    pub(in crate::encode) fn likely(&mut self, y: &[f32], latents: &mut Vec<u32>) {
+    /// Says whether the selector now holds the head maxima of `y`.
+    pub(in crate::encode) fn likely(&mut self, y: &[f32], latents: &mut Vec<u32>) -> bool {
         latents.clear();
-        let Rule::TopK(k) = self.rule else { return };
-        self.select(y);
+        let Rule::TopK(k) = self.rule else { return false };
+        let outcome = self.select(y);
         if self.count() == k {
             latents.extend(self.selected().map(|(f, _)| f as u32));
         }
+        outcome != RowOutcome::NotFinite && matches!(self.encoder, Encoder::Kron { .. })
     }
 
     /// Lists the rows that `latents` are made of, ascending. `rows` needs room for two a latent.
@@ -79,11 +82,12 @@ impl Selector {
     }
 
     /// Lists the rows that can be part of a latent whose value reaches `cut` (positive), ascending, those of `exact` apart:
-    /// of them, ascending, `y` is canonical, of all others at most `distance` away. `y` is finite. `rows` needs room for
-    /// all, `heads` for all heads.
+    /// of them, ascending, `y` is canonical, of all others at most `distance` away. `y` is finite; `maxima_held` says that
+    /// the selector holds its head maxima ([`Selector::likely`]). `rows` needs room for all, `heads` for all heads.
     pub(super) fn survivors(
         &mut self,
         y: &[f32],
+        maxima_held: bool,
         distance: &impl Distance,
         exact: &[u32],
         cut: f32,
@@ -115,7 +119,8 @@ impl Selector {
                 let slack = (2.0 * most + eps) * eps;
                 let floor = cut * (1.0 - 1e-6) - slack * (1.0 + 1e-4);
                 heads.clear();
-                if floor > LEAST_FLOOR && head_maxima(self.isa, y, base, extension, &mut self.maxima) {
+                let held = |maxima: &mut [f32]| maxima_held || head_maxima(self.isa, y, base, extension, maxima);
+                if floor > LEAST_FLOOR && held(&mut self.maxima) {
                     reaching(self.isa, &self.maxima, floor, heads);
                 } else {
                     heads.extend(0..self.maxima.len() as u32);
