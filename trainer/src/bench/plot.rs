@@ -2,12 +2,17 @@
 
 use std::fmt::Write as _;
 
-const WIDTH: f64 = 720.0;
+const WIDTH: f64 = 820.0;
 const HEIGHT: f64 = 420.0;
 /// Left, top, right, bottom.
-const MARGIN: [f64; 4] = [74.0, 46.0, 216.0, 54.0];
+const MARGIN: [f64; 4] = [74.0, 46.0, 316.0, 54.0];
 /// Told apart by most eyes, on white.
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#666666"];
+
+/// The pattern of line `at`: those that colours no longer tell apart are broken.
+fn dashes(at: usize) -> &'static str {
+    if at < COLOURS.len() { "" } else { " stroke-dasharray=\"6 4\"" }
+}
 
 /// A line: its name and points, both coordinates positive.
 pub(super) struct Line {
@@ -106,7 +111,11 @@ impl Plot {
             for (n, point) in line.points.iter().enumerate() {
                 let _ = write!(path, "{}{:.1} {:.1}", if n == 0 { "M" } else { "L" }, x(point.0), y(point.1));
             }
-            let _ = writeln!(out, "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>");
+            let _ = writeln!(
+                out,
+                "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{}/>",
+                dashes(at)
+            );
             for point in &line.points {
                 let _ = writeln!(
                     out,
@@ -126,8 +135,14 @@ impl Plot {
             let place = at.max(least);
             least = place + 15.0;
             let (colour, name) = (COLOURS[line % COLOURS.len()], escape(&self.lines[line].name));
-            let _ =
-                writeln!(out, "<text x=\"{}\" y=\"{:.1}\" fill=\"{colour}\">{name}</text>", x_end + 10.0, place + 4.0);
+            let _ = writeln!(
+                out,
+                "<path d=\"M{} {place:.1}h22\" stroke=\"{colour}\" stroke-width=\"2\"{}/><text x=\"{}\" y=\"{:.1}\" fill=\"{colour}\">{name}</text>",
+                x_end + 8.0,
+                dashes(line),
+                x_end + 36.0,
+                place + 4.0
+            );
         }
         out += "</svg>\n";
         Some(out)
