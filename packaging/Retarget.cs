@@ -18,7 +18,11 @@ internal static class Retarget
             Console.Error.WriteLine("usage: Retarget IN NETSTANDARD OUT");
             return 2;
         }
-        using (var module = ModuleDefinition.ReadModule(new MemoryStream(File.ReadAllBytes(arguments[0]))))
+        // Writing looks up what enumerations are, through the standard's own list.
+        var resolver = new DefaultAssemblyResolver();
+        resolver.AddSearchDirectory(Path.GetDirectoryName(Path.GetFullPath(arguments[1])));
+        var reader = new ReaderParameters { AssemblyResolver = resolver };
+        using (var module = ModuleDefinition.ReadModule(new MemoryStream(File.ReadAllBytes(arguments[0])), reader))
         using (var facade = ModuleDefinition.ReadModule(arguments[1]))
         {
             var standard = facade.Assembly.Name;

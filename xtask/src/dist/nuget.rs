@@ -4,7 +4,6 @@
 
 use super::consumer::EXPECTED;
 use super::{VERSION, copy, fresh, newcomer, read, succeed, write, zip};
-use crate::process::run;
 use crate::steps::csharp::{Runtime, references};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -159,18 +158,27 @@ fn without_files(nuspec: &str) -> String {
     }
 }
 
-/// Mono.Cecil.dll, wherever mono's global cache has it.
+/// The newest Mono.Cecil.dll of mono's global cache, which has old ones for old programs.
 fn cecil() -> Result<PathBuf, String> {
-    let mut find = Command::new("find");
-    find.args(["/usr/lib/mono", "/usr/lib/cli", "-name", "Mono.Cecil.dll"]);
-    // A folder that is missing makes it fail, and another may have it.
-    let ran = run(find)?;
-    ran.output.lines().find(|line| line.ends_with("/Mono.Cecil.dll")).map(PathBuf::from).ok_or_else(|| CECIL.to_owned())
+    let cache = Path::new("/usr/lib/mono/gac/Mono.Cecil");
+    let folders = std::fs::read_dir(cache).map_err(|_| CECIL.to_owned())?;
+    let newest = folders.flatten().max_by_key(|folder| version(&folder.file_name().to_string_lossy()));
+    newest.map(|folder| folder.path().join("Mono.Cecil.dll")).ok_or_else(|| CECIL.to_owned())
+}
+
+/// `0.11.0.0__0738eb9f132ed756`, as numbers.
+fn version(name: &str) -> Vec<u32> {
+    name.split("__").next().unwrap_or_default().split('.').filter_map(|part| part.parse().ok()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        assert!(version("0.11.0.0__0738eb9f132ed756") > version("0.9.5.0__0738eb9f132ed756"));
+    }
 
     #[test]
     fn the_nuspec_is_read() {
