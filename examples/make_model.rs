@@ -2,7 +2,8 @@
 //!
 //! The C and C++ tests use them. `tiny.safetensors` and `threshold.safetensors` can be checked by hand: the encoder is
 //! the identity, so that latent `k*4 + i*2 + j` of token x is `sqrt(x[4k + i] * x[4k + 2 + j])`, and decoder row f is
-//! the unit vector f. `random.safetensors` is of a more usual shape.
+//! the unit vector f. `random.safetensors` is of a more usual shape. `overhead.safetensors` is so small that the way into the
+//! library shows.
 
 use kronsae::Dtype;
 use kronsae::sae::{Config, Encoder, ModelWriter, Selection, Which};
@@ -68,5 +69,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let hash = ((row * 100 + column) as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48;
         (hash as f32 / 32768.0 - 1.0) * 0.1
     })?;
+
+    let overhead = Shape {
+        name: "overhead.safetensors",
+        encoder: Encoder::Kron { heads: 4, base: 2, extension: 2 },
+        d_model: 16,
+        selection: Selection::TopK(4),
+        output_scale: 1.0,
+        dtype: Dtype::F32,
+    };
+    write(folder, &overhead, |row, column| ((row * 16 + column + 1) as f32).sin())?;
     Ok(())
 }

@@ -282,8 +282,8 @@
  * Turns activations into sparse latents: a model, a workspace, and threads of its own.
  *
  * Threads: one at a time; make one for each thread that encodes. A call that overlaps another on the same encoder is
- * refused with `KRONSAE_STATUS_INVALID_ARGUMENT`. Its threads sleep between calls, block all signals and are named
- * `kronsae-*`. In a child process its calls return `KRONSAE_STATUS_FORKED`.
+ * refused with `KRONSAE_STATUS_INVALID_ARGUMENT`. Its threads sleep between calls, block all signals but faults and
+ * are named `kronsae-*`. In a child process its calls return `KRONSAE_STATUS_FORKED`.
  */
 typedef struct kronsae_encoder kronsae_encoder;
 
@@ -307,7 +307,8 @@ typedef struct kronsae_event_batch kronsae_event_batch;
  * workers that encode what the taps take in.
  *
  * Threads: const, so any number of threads may use one at once, except for `kronsae_monitor_destroy`. Its workers block
- * all signals and are named `kronsae-*`. In a child process its calls return `KRONSAE_STATUS_FORKED`.
+ * all signals but faults and real-time signals, by which managed runtimes stop threads that run their callbacks, and are
+ * named `kronsae-*`. In a child process its calls return `KRONSAE_STATUS_FORKED`.
  *
  * Serving threads call `kronsae_tap_submit`, `kronsae_tap_end_request` and `kronsae_tap_rewind` and nothing else of a
  * monitor: those never wait. Every other call may lock, allocate, read a file or wait for a worker, and belongs on a

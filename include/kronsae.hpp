@@ -17,7 +17,8 @@
 //     auto monitor = kronsae::Monitor::create();
 //     auto site = monitor->add_site(kronsae::SiteOptions("residual"), *sae);
 //     auto tap = monitor->tap(*site);                         // one for each serving thread
-//     tap->submit(kronsae::view(residual, rows, d_model), tags); // copies and returns; a full queue drops, counted
+//     // Copies and returns; a full queue drops, and counts what it dropped:
+//     if (auto error = tap->submit(kronsae::view(residual, rows, d_model), tags)) return report(error.message());
 //     ...
 //     auto events = monitor->poll_events(100, 1000);          // elsewhere: what rules found, waiting up to a second
 //     for (const kronsae::Event& event : *events) report(event.request, event.position, event.rule);

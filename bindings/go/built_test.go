@@ -21,6 +21,11 @@ func TestReadme(t *testing.T) {
 	if block == nil {
 		t.Fatal("README.md has no Go program")
 	}
+	// The short way to latents is what it shows.
+	_, body, _ := strings.Cut(string(block[1]), "func main() {\n")
+	if lines := strings.Count(strings.ReplaceAll(body, "\t}\n", ""), "\n\t"); lines >= 10 {
+		t.Errorf("README.md's program has %d lines in main, expected under ten", lines)
+	}
 	here, _ := filepath.Abs(".")
 	model, _ := filepath.Abs(filepath.Join(golden, "model-kron-topk.safetensors"))
 	folder := t.TempDir()

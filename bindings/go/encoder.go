@@ -24,6 +24,32 @@ type Encoder struct {
 type EncoderOptions struct {
 	// Threads of a call, the caller's included; 0: one. Results do not depend on it.
 	Threads int
+	// Path is how results are found.
+	Path Path
+}
+
+// Path is how an encoder finds its results.
+type Path int32
+
+// The paths of an encoder.
+const (
+	PathAuto     Path = 0 // Whichever is faster, by a measured rule.
+	PathPlain    Path = 1 // All rows of the encoder are computed exactly.
+	PathScreened Path = 2 // An int8 copy tells which rows can matter, with proven bounds. Same results.
+	PathFast     Path = 3 // As screened, with bounds that hold only very likely: now and then a latent may be missing.
+)
+
+// RequestAMX asks the system to let this process use AMX, the matrix tiles of recent Intel CPUs: encoders made afterwards
+// encode large batches several times as fast. The permission is the whole process's, for good; Go's own signal stacks are
+// large enough for it.
+//
+// Errors: [StatusUnsupported] if the CPU has none or the system refuses; everything works without. [*ABIError].
+func RequestAMX() error {
+	if abiError != nil {
+		return abiError
+	}
+	var e *C.kronsae_error
+	return failure("request AMX", C.kronsae_request_amx(&e), e)
 }
 
 // NewEncoder makes an encoder. options may be nil.
@@ -42,7 +68,7 @@ func (s *Sae) NewEncoder(options *EncoderOptions) (*Encoder, error) {
 		if err != nil {
 			return nil, err
 		}
-		settings.threads = threads
+		settings.threads, settings.path = threads, C.kronsae_path(options.Path)
 	}
 	var encoder *C.kronsae_encoder
 	var e *C.kronsae_error

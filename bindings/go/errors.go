@@ -103,3 +103,12 @@ func optionalCString(op, what, text string) (*C.char, error) {
 }
 
 func freeString(text *C.char) { C.free(unsafe.Pointer(text)) }
+
+// Must is the value, where there was no error; otherwise it panics with the error. For programs that cannot go on without
+// it, tests and examples.
+func Must[T any](value T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return value
+}

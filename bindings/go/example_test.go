@@ -66,7 +66,7 @@ func ExampleMonitor_Events() {
 	token, tags := make([]float32, 24), []kronsae.TokenTag{{Request: 7, Position: 0, Token: -1}}
 	token[1] = 3
 	latents := kronsae.NewLatents(1, 7)
-	if err := tap.Encode(kronsae.Float32(token, 24), tags, latents); err != nil {
+	if _, err := tap.Encode(kronsae.Float32(token, 24), tags, latents); err != nil {
 		log.Fatal(err)
 	}
 	if err := monitor.Flush(context.Background()); err != nil {

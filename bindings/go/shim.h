@@ -24,6 +24,11 @@ typedef struct go_submitted {
     size_t accepted;
 } go_submitted;
 
+typedef struct go_tapped {
+    go_encoded encoded;
+    size_t accepted;
+} go_tapped;
+
 typedef struct go_info {
     go_done done;
     kronsae_sae_info info;
@@ -112,16 +117,17 @@ static inline go_submitted go_submit(kronsae_tap *tap, const unsigned char *data
     return out;
 }
 
-static inline go_encoded go_tap_encode(kronsae_tap *tap, const unsigned char *data, go_rows rows,
-                                       const kronsae_token_tag *tags, size_t out_rows, size_t capacity,
-                                       uint32_t *counts, uint32_t *indices, float *values, uint32_t *active,
-                                       uint8_t *flags) {
+static inline go_tapped go_tap_encode(kronsae_tap *tap, const unsigned char *data, go_rows rows,
+                                      const kronsae_token_tag *tags, size_t out_rows, size_t capacity,
+                                      uint32_t *counts, uint32_t *indices, float *values, uint32_t *active,
+                                      uint8_t *flags) {
     const kronsae_activations x = go_activations(data, rows);
     kronsae_latents latents = go_latents(out_rows, capacity, counts, indices, values, active, flags);
-    go_encoded out = {{0, NULL}, 0, 0};
-    out.done.status = kronsae_tap_encode(tap, &x, tags, sizeof *tags, &latents, &out.done.error);
-    out.skipped = latents.skipped_rows;
-    out.truncated = latents.truncated_rows;
+    go_tapped out = {{{0, NULL}, 0, 0}, 0};
+    out.encoded.done.status =
+        kronsae_tap_encode(tap, &x, tags, sizeof *tags, &latents, &out.accepted, &out.encoded.done.error);
+    out.encoded.skipped = latents.skipped_rows;
+    out.encoded.truncated = latents.truncated_rows;
     return out;
 }
 

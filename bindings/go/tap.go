@@ -152,29 +152,30 @@ func (t *Tap) Submit(activations Activations, tags []TokenTag) (int, error) {
 }
 
 // Encode encodes a batch now, as [Encoder.Encode] does, and hands it to the monitor's statistics and rules as Submit does.
+// It returns how many rows were queued for those; all of them are encoded.
 //
 // Errors: as of both; [StatusUnsupported] at a site without a model.
-func (t *Tap) Encode(activations Activations, tags []TokenTag, latents *Latents) error {
+func (t *Tap) Encode(activations Activations, tags []TokenTag, latents *Latents) (int, error) {
 	const op = "tap encode"
 	tap, err := t.use()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer t.done()
 	rows, first, err := batch(op, activations, tags)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := latents.check(op); err != nil {
-		return err
+		return 0, err
 	}
 	got := C.go_tap_encode(tap, (*C.uchar)(activations.data), rows, first, C.size_t(latents.Rows()), C.size_t(latents.Capacity),
 		words(latents.Counts), words(latents.Indices), floats(latents.Values), words(latents.Active), flagBytes(latents.Flags))
-	if got.done.status != 0 {
-		return failure(op, got.done.status, got.done.error)
+	if done := got.encoded.done; done.status != 0 {
+		return 0, failure(op, done.status, done.error)
 	}
-	latents.Skipped, latents.Truncated = int(got.skipped), int(got.truncated)
-	return nil
+	latents.Skipped, latents.Truncated = int(got.encoded.skipped), int(got.encoded.truncated)
+	return int(got.accepted), nil
 }
 
 // EndRequest says that a request is over.

@@ -17,8 +17,8 @@ use std::sync::Arc;
 /// Turns activations into sparse latents: a model, a workspace, and threads of its own.
 ///
 /// Threads: one at a time; make one for each thread that encodes. A call that overlaps another on the same encoder is
-/// refused with `KRONSAE_STATUS_INVALID_ARGUMENT`. Its threads sleep between calls, block all signals and are named
-/// `kronsae-*`. In a child process its calls return `KRONSAE_STATUS_FORKED`.
+/// refused with `KRONSAE_STATUS_INVALID_ARGUMENT`. Its threads sleep between calls, block all signals but faults and
+/// are named `kronsae-*`. In a child process its calls return `KRONSAE_STATUS_FORKED`.
 pub struct kronsae_encoder {
     _opaque: [u8; 0],
 }

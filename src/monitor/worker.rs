@@ -34,7 +34,7 @@ pub(crate) struct Worker {
 pub(crate) fn start(core: &Arc<Core>, number: usize) -> Result<JoinHandle<()>> {
     let (sender, receiver) = sync_channel(1);
     let core = Arc::clone(core);
-    let _blocked = SignalsBlocked::enter();
+    let _blocked = SignalsBlocked::with_callbacks();
     let thread = std::thread::Builder::new()
         .name(format!("kronsae-mon-{number}"))
         .spawn(move || {

@@ -1,5 +1,5 @@
-//! A fork-join pool for a guest in somebody else's process: never more threads than asked for, all signals blocked,
-//! named `kronsae-*`, asleep between calls, and no allocation in a call.
+//! A fork-join pool for a guest in somebody else's process: never more threads than asked for, signals blocked but
+//! for faults, named `kronsae-*`, asleep between calls, and no allocation in a call.
 
 mod barrier;
 mod claims;

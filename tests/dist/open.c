@@ -18,7 +18,8 @@ int main(int argc, char **argv) {
     uint32_t (*version)(void);
     *(void **)&version = dlsym(library, "kronsae_abi_version");
     if (!version) return 1;
+    (void)version(); /* It can be called, too. */
     double took = (double)(after.tv_sec - before.tv_sec) * 1e3 + (double)(after.tv_nsec - before.tv_nsec) / 1e6;
-    printf("opens in %.2f ms, ABI version %u\n", took, (unsigned)version());
+    printf("%.3f ms\n", took);
     return 0;
 }

@@ -108,6 +108,25 @@ pub(crate) fn verify() -> Result<(), String> {
     ))
 }
 
+/// The two examples at the head of `kronsae.hpp`: what is indented in its first comment, apart by prose.
+///
+/// # Errors
+/// There are not two.
+pub(crate) fn examples_cpp(text: &str) -> Result<[String; 2], String> {
+    let mut examples = vec![String::new()];
+    for line in text.lines().map_while(|line| line.strip_prefix("//")) {
+        match line.strip_prefix("     ") {
+            Some("...") => {}
+            Some(code) => examples.last_mut().into_iter().for_each(|last| *last += &format!("{code}\n")),
+            None if line.trim().is_empty() => {}
+            None => examples.push(String::new()),
+        }
+    }
+    examples.retain(|code| !code.is_empty());
+    <[String; 2]>::try_from(examples)
+        .map_err(|found| format!("include/kronsae.hpp: {} examples in its first comment, expected 2", found.len()))
+}
+
 /// The functions that a header declares, in its order.
 pub(crate) fn functions(header: &str) -> Vec<String> {
     header.lines().filter_map(|line| function_name(line.trim_start())).map(str::to_owned).collect()

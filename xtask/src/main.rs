@@ -6,6 +6,7 @@ mod dist;
 mod header;
 mod licences;
 mod native;
+mod overhead;
 mod process;
 mod sample;
 mod steps;
@@ -21,7 +22,9 @@ Development tasks of the kronsae workspace.
   cargo xtask abi            that programs built against abi/kronsae.abi and the last release go on working;
                              with --write, records what was added
   cargo xtask dist           a tarball and a Debian package in target/package; with --check, tries them
+  cargo xtask nuget          a NuGet package beside them; with --check, tries it
   cargo xtask licences       that the dependencies' licences are among those allowed
+  cargo xtask overhead       what a call costs from C++, Go and C# above C
   cargo xtask golden         writes data/golden anew from the naive reference in tests/common
   cargo xtask sample FOLDER  cuts data/sample anew from a folder of activation shards
 
@@ -44,6 +47,9 @@ fn main() -> ExitCode {
         ["abi", "--write"] => abi::write(root).map(|()| true),
         ["dist"] => dist::make(root).map(|()| true),
         ["dist", "--check"] => dist::check(root).map(|()| true),
+        ["nuget"] => dist::nuget::make(root).map(|()| true),
+        ["nuget", "--check"] => dist::nuget::check(root).map(|()| true),
+        ["overhead"] => overhead::measure(root).map(|()| true),
         ["licences"] => licences::check(root).map(|()| true),
         ["header"] => header::write().map(|()| true),
         other => Err(format!("unknown task `{}`\n\n{HELP}", other.join(" "))),

@@ -49,7 +49,12 @@ pub(crate) fn run(mut command: Command) -> Result<Ran, String> {
     let mut output = Vec::new();
     reader.read_to_end(&mut output).map_err(failed)?;
     let status = child.wait().map_err(failed)?;
-    Ok(Ran { success: status.success(), output: String::from_utf8_lossy(&output).into_owned() })
+    let mut output = String::from_utf8_lossy(&output).into_owned();
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        // It may have said nothing itself.
+        output += &format!("\n{name}: ended by signal {signal}\n");
+    }
+    Ok(Ran { success: status.success(), output })
 }
 
 /// A line that says what to do, where cargo's own many lines mean that crates could not be downloaded or linked.

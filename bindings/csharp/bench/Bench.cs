@@ -2,7 +2,7 @@ using System;
 using System.Diagnostics;
 using Kronsae;
 
-/// <summary>Nanoseconds a call, the best of several rounds: `Bench MODEL`. bench.c does the same from C.</summary>
+/// <summary>Nanoseconds a call, the best of several rounds: `Bench MODEL`. bindings/bench does the same from C and C++.</summary>
 internal static class Bench
 {
     private const int Calls = 200000, Rounds = 15;

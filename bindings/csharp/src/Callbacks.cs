@@ -29,23 +29,8 @@ namespace Kronsae.Native
         internal Exception Last { get; private set; }
         internal Action<Exception> Failed { get; set; }
 
-        /// <summary>
-        /// The library's workers block all signals, and mono stops threads for its collector by signals unless it is told to
-        /// cooperate: a collection would wait for a worker inside a callback for ever.
-        /// </summary>
-        private static void Allowed()
-        {
-            if (Type.GetType("Mono.Runtime") == null) return;
-            if (Environment.GetEnvironmentVariable("MONO_THREADS_SUSPEND") == "coop") return;
-            throw new KronsaeException(
-                Status.Unsupported,
-                "callbacks on mono need the environment variable MONO_THREADS_SUSPEND=coop, set before mono starts: without it "
-                + "a garbage collection can hang; poll the events instead");
-        }
-
         internal void SetEvent(MonitorHandle monitor, Action<Event> callback)
         {
-            if (callback != null) Allowed();
             var before = onEvent;
             if (callback != null) onEvent = callback;
             var status = Methods.kronsae_monitor_set_event_callback(
@@ -57,7 +42,6 @@ namespace Kronsae.Native
 
         internal void SetTokenText(MonitorHandle monitor, Func<int, string> callback)
         {
-            if (callback != null) Allowed();
             var before = tokenText;
             if (callback != null) tokenText = callback;
             var status = Methods.kronsae_monitor_set_token_text(

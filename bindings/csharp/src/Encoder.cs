@@ -1,4 +1,5 @@
 using System;
+using System.Runtime.InteropServices;
 using Kronsae.Native;
 
 namespace Kronsae
@@ -13,7 +14,7 @@ namespace Kronsae
         // A model that is collected is destroyed, which would stop this encoder.
         private readonly Sae sae;
 
-        internal Encoder(Sae sae, int threads)
+        internal Encoder(Sae sae, int threads, EncoderPath path)
         {
             if (threads < 0) throw new ArgumentOutOfRangeException(nameof(threads), threads, "is negative");
             this.sae = sae;
@@ -24,6 +25,7 @@ namespace Kronsae
             {
                 struct_size = (uint)sizeof(kronsae_encoder_options),
                 threads = (uint)threads,
+                path = (int)path,
             };
             var status = Methods.kronsae_encoder_create(sae.Handle, &options, out var handle, out var error);
             KronsaeException.Check(status, error);
@@ -65,7 +67,7 @@ namespace Kronsae
         /// <summary>As above, of any memory.</summary>
         public void Encode(ReadOnlySpan<float> activations, Latents latents)
         {
-            fixed (float* data = &System.Runtime.InteropServices.MemoryMarshal.GetReference(activations))
+            fixed (float* data = &MemoryMarshal.GetReference(activations))
             {
                 Encode(data, Dtype.F32, RowsOf(activations.Length, DModel), 0, latents);
             }
@@ -75,7 +77,7 @@ namespace Kronsae
         public void Encode(ReadOnlySpan<ushort> activations, Dtype dtype, Latents latents)
         {
             TwoBytes(dtype);
-            fixed (ushort* data = &System.Runtime.InteropServices.MemoryMarshal.GetReference(activations))
+            fixed (ushort* data = &MemoryMarshal.GetReference(activations))
             {
                 Encode(data, dtype, RowsOf(activations.Length, DModel), 0, latents);
             }
@@ -83,6 +85,12 @@ namespace Kronsae
 
         /// <summary>As above, of memory that outlives the caller's stack frame.</summary>
         public void Encode(ReadOnlyMemory<float> activations, Latents latents) { Encode(activations.Span, latents); }
+
+        /// <summary>As above, of binary16 or bfloat16.</summary>
+        public void Encode(ReadOnlyMemory<ushort> activations, Dtype dtype, Latents latents)
+        {
+            Encode(activations.Span, dtype, latents);
+        }
 #endif
 
         /// <summary>Encodes memory outside of the runtime's heap, or pinned.</summary>
@@ -102,38 +110,44 @@ namespace Kronsae
         private void Encode(void* data, Dtype dtype, int rows, long rowStride, Latents latents)
         {
             if (latents == null) throw new ArgumentNullException(nameof(latents));
-            var dense = Activations(data, dtype, rows, DModel, rowStride);
+            kronsae_activations dense;
+            Activations(&dense, data, dtype, rows, DModel, rowStride);
             fixed (uint* counts = latents.Counts, indices = latents.Indices, active = latents.Active)
             fixed (float* values = latents.Values)
             fixed (Row* flags = latents.Flags)
             {
                 // An empty array has no address, and the library wants one.
                 uint none;
-                var sparse = latents.Native(
-                    counts == null ? &none : counts, indices == null ? &none : indices,
+                kronsae_latents sparse;
+                latents.Native(
+                    &sparse, counts == null ? &none : counts, indices == null ? &none : indices,
                     values == null ? (float*)&none : values, active, flags);
-                var status = Methods.kronsae_encode(Handle, &dense, &sparse, out var error);
+                int status;
+                IntPtr error;
+                using (var encoder = new Use(Handle)) status = Methods.kronsae_encode(encoder.Pointer, &dense, &sparse, &error);
+                // Until here, for a model that is collected stops this encoder.
+                GC.KeepAlive(sae);
                 if (status != 0) KronsaeException.Check(status, error);
                 latents.SkippedRows = (int)sparse.skipped_rows;
                 latents.TruncatedRows = (int)sparse.truncated_rows;
             }
         }
 
-        internal static kronsae_activations Activations(void* data, Dtype dtype, int rows, int dModel, long rowStride)
+        internal static void Activations(
+            kronsae_activations* to, void* data, Dtype dtype, int rows, int dModel, long rowStride)
         {
-            return new kronsae_activations
-            {
-                struct_size = (uint)sizeof(kronsae_activations),
-                dtype = (int)dtype,
-                data = data,
-                rows = (UIntPtr)rows,
-                d_model = (UIntPtr)dModel,
-                row_stride = (UIntPtr)(ulong)rowStride,
-            };
+            to->struct_size = (uint)sizeof(kronsae_activations);
+            to->dtype = (int)dtype;
+            to->data = data;
+            to->rows = (UIntPtr)rows;
+            to->d_model = (UIntPtr)dModel;
+            to->row_stride = (UIntPtr)(ulong)rowStride;
         }
 
         internal static int RowsOf(int length, int dModel)
         {
+            // One token, as most calls have it, without a division.
+            if (length == dModel) return 1;
             var rows = length / dModel;
             if (rows * dModel != length)
             {

@@ -60,6 +60,19 @@ namespace Kronsae
         Threshold = 2,
     }
 
+    /// <summary>How an encoder finds its results.</summary>
+    public enum EncoderPath
+    {
+        /// <summary>Whichever is faster, by a measured rule.</summary>
+        Auto = 0,
+        /// <summary>All rows of the encoder are computed exactly.</summary>
+        Plain = 1,
+        /// <summary>An int8 copy of the encoder tells which rows can matter, with proven bounds. Same results.</summary>
+        Screened = 2,
+        /// <summary>As screened, with bounds that hold only very likely: now and then a latent may be missing.</summary>
+        Fast = 3,
+    }
+
     /// <summary>How grave a log message is.</summary>
     public enum Log
     {

@@ -11,6 +11,31 @@ namespace Kronsae.Native
         public override bool IsInvalid => handle == IntPtr.Zero;
     }
 
+    /// <summary>
+    /// A call, or several: the object is not freed before this is disposed of, though another thread disposes of the handle. A
+    /// handle that was disposed of throws ObjectDisposedException here.
+    /// </summary>
+    internal readonly struct Use : IDisposable
+    {
+        private readonly SafeHandle handle;
+        private readonly bool held;
+
+        internal Use(SafeHandle handle)
+        {
+            this.handle = handle;
+            held = false;
+            handle.DangerousAddRef(ref held);
+        }
+
+        /// <summary>Valid until this is disposed of.</summary>
+        internal IntPtr Pointer => handle.DangerousGetHandle();
+
+        public void Dispose()
+        {
+            if (held) handle.DangerousRelease();
+        }
+    }
+
     internal sealed class ErrorHandle : Handle
     {
         internal ErrorHandle(IntPtr error) { SetHandle(error); }

@@ -49,19 +49,29 @@ namespace Kronsae
             return new ArgumentException("there are " + wanted + " rows, and room for 0 to " + room);
         }
 
-        internal unsafe kronsae_latents Native(uint* counts, uint* indices, float* values, uint* active, Row* flags)
+#if KRONSAE_SPAN || NETSTANDARD2_1 || NETCOREAPP2_1_OR_GREATER
+        /// <summary>The latents of a row, strongest first.</summary>
+        public ReadOnlySpan<uint> IndicesOf(int row) { return new ReadOnlySpan<uint>(Indices, row * Capacity, (int)Counts[row]); }
+
+        /// <summary>Their values, in the same order.</summary>
+        public ReadOnlySpan<float> ValuesOf(int row) { return new ReadOnlySpan<float>(Values, row * Capacity, (int)Counts[row]); }
+#endif
+
+        /// <summary>Written in place: a struct of this size that is returned gets copied, on every call.</summary>
+        internal unsafe void Native(
+            kronsae_latents* to, uint* counts, uint* indices, float* values, uint* active, Row* flags)
         {
-            return new kronsae_latents
-            {
-                struct_size = (uint)sizeof(kronsae_latents),
-                rows = (UIntPtr)Rows,
-                capacity = (UIntPtr)Capacity,
-                counts = counts,
-                indices = indices,
-                values = values,
-                active = active,
-                row_flags = (byte*)flags,
-            };
+            to->struct_size = (uint)sizeof(kronsae_latents);
+            to->reserved = 0;
+            to->rows = (UIntPtr)Rows;
+            to->capacity = (UIntPtr)Capacity;
+            to->counts = counts;
+            to->indices = indices;
+            to->values = values;
+            to->active = active;
+            to->row_flags = (byte*)flags;
+            to->skipped_rows = UIntPtr.Zero;
+            to->truncated_rows = UIntPtr.Zero;
         }
     }
 }

@@ -48,6 +48,21 @@ namespace Kronsae
             return NameInLoaded((int)status);
         }
 
+        /// <summary>
+        /// Asks the system to let this process use AMX, the matrix tiles of recent Intel CPUs: encoders made afterwards encode
+        /// large batches several times as fast. The permission is the whole process's, for good.
+        /// </summary>
+        /// <exception cref="KronsaeException">Unsupported: the CPU has none, or the system refuses; everything works without.
+        /// </exception>
+        public static void RequestAmx()
+        {
+            Load();
+            AskForAmx();
+        }
+
+        [MethodImpl(MethodImplOptions.NoInlining)]
+        private static void AskForAmx() { KronsaeException.Check(Methods.kronsae_request_amx(out var error), error); }
+
         // mono binds the imports of a method when it compiles it: these must be compiled when the library is loaded.
         [MethodImpl(MethodImplOptions.NoInlining)]
         private static string VersionOfLoaded() { return Text.From(Methods.kronsae_version_string()); }

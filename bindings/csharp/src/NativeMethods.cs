@@ -17,7 +17,10 @@ namespace Kronsae.Native
     [UnmanagedFunctionPointer(CallingConvention.Cdecl)]
     internal unsafe delegate UIntPtr TokenTextFunction(IntPtr userData, int token, byte* buffer, UIntPtr capacity);
 
-    /// <summary>The functions of include/kronsae.h. Whoever makes a first handle calls Library.Load before.</summary>
+    /// <summary>
+    /// The functions of include/kronsae.h. Whoever makes a first handle calls Library.Load before. Those that are called for
+    /// every token take pointers alone, so that runtimes call them without a stub that converts arguments; see Use.
+    /// </summary>
     internal static unsafe class Methods
     {
         // The SONAME of the file that Library has loaded by then, under which the system's loader finds it again.
@@ -40,19 +43,20 @@ namespace Kronsae.Native
         internal static extern int kronsae_sae_open_bytes(
             byte* data, UIntPtr size, kronsae_sae_options* options, out SaeHandle sae, out IntPtr error);
         [DllImport(Name, CallingConvention = C)]
-        internal static extern int kronsae_sae_get_info(SaeHandle sae, kronsae_sae_info* info, out IntPtr error);
+        internal static extern int kronsae_sae_get_info(IntPtr sae, kronsae_sae_info* info, IntPtr* error);
         [DllImport(Name, CallingConvention = C)]
         internal static extern int kronsae_sae_config_json(SaeHandle sae, out byte* text, out IntPtr error);
         [DllImport(Name, CallingConvention = C)]
         internal static extern int kronsae_sae_source(SaeHandle sae, byte* key, out byte* text, out IntPtr error);
         [DllImport(Name, CallingConvention = C)] internal static extern void kronsae_sae_destroy(IntPtr sae);
+        [DllImport(Name, CallingConvention = C)] internal static extern int kronsae_request_amx(out IntPtr error);
 
         [DllImport(Name, CallingConvention = C)]
         internal static extern int kronsae_encoder_create(
             SaeHandle sae, kronsae_encoder_options* options, out EncoderHandle encoder, out IntPtr error);
         [DllImport(Name, CallingConvention = C)]
         internal static extern int kronsae_encode(
-            EncoderHandle encoder, kronsae_activations* activations, kronsae_latents* latents, out IntPtr error);
+            IntPtr encoder, kronsae_activations* activations, kronsae_latents* latents, IntPtr* error);
         [DllImport(Name, CallingConvention = C)] internal static extern void kronsae_encoder_destroy(IntPtr encoder);
         [DllImport(Name, CallingConvention = C)]
         internal static extern int kronsae_decode(
@@ -114,15 +118,15 @@ namespace Kronsae.Native
             MonitorHandle monitor, uint site, kronsae_tap_options* options, out TapHandle tap, out IntPtr error);
         [DllImport(Name, CallingConvention = C)]
         internal static extern int kronsae_tap_submit(
-            TapHandle tap, kronsae_activations* activations, TokenTag* tags, UIntPtr tagSize, out UIntPtr accepted, out IntPtr error);
+            IntPtr tap, kronsae_activations* activations, TokenTag* tags, UIntPtr tagSize, UIntPtr* accepted, IntPtr* error);
         [DllImport(Name, CallingConvention = C)]
         internal static extern int kronsae_tap_encode(
-            TapHandle tap, kronsae_activations* activations, TokenTag* tags, UIntPtr tagSize, kronsae_latents* latents,
-            out IntPtr error);
+            IntPtr tap, kronsae_activations* activations, TokenTag* tags, UIntPtr tagSize, kronsae_latents* latents,
+            UIntPtr* accepted, IntPtr* error);
         [DllImport(Name, CallingConvention = C)]
-        internal static extern int kronsae_tap_end_request(TapHandle tap, ulong request, out IntPtr error);
+        internal static extern int kronsae_tap_end_request(IntPtr tap, ulong request, IntPtr* error);
         [DllImport(Name, CallingConvention = C)]
-        internal static extern int kronsae_tap_rewind(TapHandle tap, ulong request, int position, out IntPtr error);
+        internal static extern int kronsae_tap_rewind(IntPtr tap, ulong request, int position, IntPtr* error);
         [DllImport(Name, CallingConvention = C)] internal static extern void kronsae_tap_destroy(IntPtr tap);
 
         [DllImport(Name, CallingConvention = C)]

@@ -25,6 +25,8 @@ namespace Kronsae.Native
     internal struct kronsae_encoder_options
     {
         public uint struct_size, threads;
+        public int path;
+        public uint reserved;
     }
 
     [StructLayout(LayoutKind.Sequential)]

@@ -1,5 +1,6 @@
 using System;
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using Kronsae.Native;
 
 namespace Kronsae
@@ -7,9 +8,7 @@ namespace Kronsae
     /// <summary>What a model is.</summary>
     public struct SaeInfo
     {
-        private readonly kronsae_sae_info info;
-
-        internal SaeInfo(kronsae_sae_info info) { this.info = info; }
+        internal kronsae_sae_info info;
 
         /// <summary>How pre-activations become latents.</summary>
         public EncoderKind Encoder => (EncoderKind)info.encoder_kind;
@@ -89,20 +88,26 @@ namespace Kronsae
         {
             if (file == null) throw new ArgumentNullException(nameof(file));
             Library.Load();
-            return OpenBytes(file, Options(encoderOnly));
+            fixed (byte* data = file) return OpenBytes(data, file.Length, Options(encoderOnly));
         }
 
+#if KRONSAE_SPAN || NETSTANDARD2_1 || NETCOREAPP2_1_OR_GREATER
+        /// <summary>As above, of any memory.</summary>
+        public static Sae Open(ReadOnlySpan<byte> file, bool encoderOnly = false)
+        {
+            Library.Load();
+            fixed (byte* data = &MemoryMarshal.GetReference(file)) return OpenBytes(data, file.Length, Options(encoderOnly));
+        }
+#endif
+
         [MethodImpl(MethodImplOptions.NoInlining)]
-        private static Sae OpenBytes(byte[] file, kronsae_sae_options options)
+        private static Sae OpenBytes(byte* data, int length, kronsae_sae_options options)
         {
             byte none;
-            fixed (byte* data = file)
-            {
-                var status = Methods.kronsae_sae_open_bytes(
-                    data == null ? &none : data, (UIntPtr)file.Length, &options, out var handle, out var error);
-                KronsaeException.Check(status, error);
-                return new Sae(handle);
-            }
+            var status = Methods.kronsae_sae_open_bytes(
+                data == null ? &none : data, (UIntPtr)length, &options, out var handle, out var error);
+            KronsaeException.Check(status, error);
+            return new Sae(handle);
         }
 
         private static kronsae_sae_options Options(bool encoderOnly)
@@ -120,9 +125,13 @@ namespace Kronsae
         {
             get
             {
-                var info = new kronsae_sae_info { struct_size = (uint)sizeof(kronsae_sae_info) };
-                KronsaeException.Check(Methods.kronsae_sae_get_info(Handle, &info, out var error), error);
-                return new SaeInfo(info);
+                var found = new SaeInfo();
+                found.info.struct_size = (uint)sizeof(kronsae_sae_info);
+                int status;
+                IntPtr error;
+                using (var sae = new Use(Handle)) status = Methods.kronsae_sae_get_info(sae.Pointer, &found.info, &error);
+                if (status != 0) KronsaeException.Check(status, error);
+                return found;
             }
         }
 
@@ -157,7 +166,11 @@ namespace Kronsae
 
         /// <summary>Makes an encoder; each thread that encodes needs one.</summary>
         /// <param name="threads">Threads of a call, the caller's included; results do not depend on it.</param>
-        public Encoder CreateEncoder(int threads = 1) { return new Encoder(this, threads); }
+        /// <param name="path">How results are found.</param>
+        public Encoder CreateEncoder(int threads = 1, EncoderPath path = EncoderPath.Auto)
+        {
+            return new Encoder(this, threads, path);
+        }
 
         /// <summary>Reconstructs activations from latents, in raw units.</summary>
         /// <param name="latents">As an encoder wrote them, or changed since.</param>
@@ -166,19 +179,80 @@ namespace Kronsae
         /// <exception cref="KronsaeException">Unsupported: the model was opened encoder-only.</exception>
         public void Decode(Latents latents, int rows, float[] activations)
         {
-            if (latents == null) throw new ArgumentNullException(nameof(latents));
             if (activations == null) throw new ArgumentNullException(nameof(activations));
+            fixed (float* data = activations) Decode(latents, rows, data, activations.Length);
+        }
+
+        /// <summary>Adds multiples of latents' decoder rows to activations [rows, d_model], in place.</summary>
+        /// <exception cref="ArgumentException">The length is no multiple of d_model.</exception>
+        /// <exception cref="KronsaeArgumentException">A latent that there is not, a coefficient that is not finite.</exception>
+        public void Steer(float[] activations, SteerTerm[] terms)
+        {
+            if (activations == null) throw new ArgumentNullException(nameof(activations));
+            if (terms == null) throw new ArgumentNullException(nameof(terms));
+            fixed (float* data = activations)
+            fixed (SteerTerm* first = terms) Steer(data, Dtype.F32, activations.Length, first, terms.Length);
+        }
+
+        /// <summary>As above, of binary16 or bfloat16.</summary>
+        public void Steer(ushort[] activations, Dtype dtype, SteerTerm[] terms)
+        {
+            if (activations == null) throw new ArgumentNullException(nameof(activations));
+            if (terms == null) throw new ArgumentNullException(nameof(terms));
+            Encoder.TwoBytes(dtype);
+            fixed (ushort* data = activations)
+            fixed (SteerTerm* first = terms) Steer(data, dtype, activations.Length, first, terms.Length);
+        }
+
+#if KRONSAE_SPAN || NETSTANDARD2_1 || NETCOREAPP2_1_OR_GREATER
+        /// <summary>Reconstructs activations into any memory.</summary>
+        public void Decode(Latents latents, int rows, Span<float> activations)
+        {
+            fixed (float* data = &MemoryMarshal.GetReference(activations)) Decode(latents, rows, data, activations.Length);
+        }
+
+        /// <summary>As above, of memory that outlives the caller's stack frame.</summary>
+        public void Decode(Latents latents, int rows, Memory<float> activations) { Decode(latents, rows, activations.Span); }
+
+        /// <summary>Steers any memory.</summary>
+        public void Steer(Span<float> activations, ReadOnlySpan<SteerTerm> terms)
+        {
+            fixed (float* data = &MemoryMarshal.GetReference(activations))
+            fixed (SteerTerm* first = &MemoryMarshal.GetReference(terms))
+            {
+                Steer(data, Dtype.F32, activations.Length, first, terms.Length);
+            }
+        }
+
+        /// <summary>As above, of binary16 or bfloat16.</summary>
+        public void Steer(Span<ushort> activations, Dtype dtype, ReadOnlySpan<SteerTerm> terms)
+        {
+            Encoder.TwoBytes(dtype);
+            fixed (ushort* data = &MemoryMarshal.GetReference(activations))
+            fixed (SteerTerm* first = &MemoryMarshal.GetReference(terms))
+            {
+                Steer(data, dtype, activations.Length, first, terms.Length);
+            }
+        }
+
+        /// <summary>As above, of memory that outlives the caller's stack frame.</summary>
+        public void Steer(Memory<float> activations, ReadOnlyMemory<SteerTerm> terms) { Steer(activations.Span, terms.Span); }
+#endif
+
+        private void Decode(Latents latents, int rows, float* data, int length)
+        {
+            if (latents == null) throw new ArgumentNullException(nameof(latents));
             var d = Info.DModel;
             if (rows < 0 || rows > latents.Rows) throw Latents.WrongRows(rows, latents.Rows);
-            if (activations.Length / d < rows)
+            if (length / d < rows)
             {
-                throw new ArgumentException(
-                    "has " + activations.Length + " elements, " + rows + " rows of " + d + " need more", nameof(activations));
+                throw new ArgumentException("has " + length + " elements, " + rows + " rows of " + d + " need more", "activations");
             }
             fixed (uint* counts = latents.Counts, indices = latents.Indices)
-            fixed (float* values = latents.Values, data = activations)
+            fixed (float* values = latents.Values)
             {
-                var sparse = latents.Native(counts, indices, values, null, null);
+                kronsae_latents sparse;
+                latents.Native(&sparse, counts, indices, values, null, null);
                 var dense = new kronsae_activations_mut
                 {
                     struct_size = (uint)sizeof(kronsae_activations_mut),
@@ -191,26 +265,8 @@ namespace Kronsae
             }
         }
 
-        /// <summary>Adds multiples of latents' decoder rows to activations [rows, d_model], in place.</summary>
-        /// <exception cref="ArgumentException">The length is no multiple of d_model.</exception>
-        /// <exception cref="KronsaeArgumentException">A latent that there is not, a coefficient that is not finite.</exception>
-        public void Steer(float[] activations, SteerTerm[] terms)
+        private void Steer(void* data, Dtype dtype, int length, SteerTerm* terms, int count)
         {
-            if (activations == null) throw new ArgumentNullException(nameof(activations));
-            fixed (float* data = activations) Steer(data, Dtype.F32, activations.Length, terms);
-        }
-
-        /// <summary>As above, of binary16 or bfloat16.</summary>
-        public void Steer(ushort[] activations, Dtype dtype, SteerTerm[] terms)
-        {
-            if (activations == null) throw new ArgumentNullException(nameof(activations));
-            Encoder.TwoBytes(dtype);
-            fixed (ushort* data = activations) Steer(data, dtype, activations.Length, terms);
-        }
-
-        private void Steer(void* data, Dtype dtype, int length, SteerTerm[] terms)
-        {
-            if (terms == null) throw new ArgumentNullException(nameof(terms));
             var d = Info.DModel;
             var dense = new kronsae_activations_mut
             {
@@ -220,34 +276,12 @@ namespace Kronsae
                 rows = (UIntPtr)Encoder.RowsOf(length, d),
                 d_model = (UIntPtr)d,
             };
-            fixed (SteerTerm* first = terms)
-            {
-                var status = Methods.kronsae_steer(
-                    Handle, &dense, first, (UIntPtr)terms.Length, (UIntPtr)sizeof(SteerTerm), out var error);
-                KronsaeException.Check(status, error);
-            }
+            var status = Methods.kronsae_steer(
+                Handle, &dense, terms, (UIntPtr)count, (UIntPtr)sizeof(SteerTerm), out var error);
+            KronsaeException.Check(status, error);
         }
 
         /// <summary>Frees the model when no call uses it any more. Doing so again is no error.</summary>
         public void Dispose() { Handle.Dispose(); }
-    }
-
-    /// <summary>Keeps a handle from being freed, over more than one call.</summary>
-    internal struct Use : IDisposable
-    {
-        private readonly System.Runtime.InteropServices.SafeHandle handle;
-        private readonly bool held;
-
-        internal Use(System.Runtime.InteropServices.SafeHandle handle)
-        {
-            this.handle = handle;
-            held = false;
-            handle.DangerousAddRef(ref held);
-        }
-
-        public void Dispose()
-        {
-            if (held) handle.DangerousRelease();
-        }
     }
 }

@@ -1,4 +1,5 @@
 using System;
+using System.Runtime.InteropServices;
 using Kronsae.Native;
 
 namespace Kronsae
@@ -78,64 +79,162 @@ namespace Kronsae
             }
         }
 
+        /// <summary>Encodes on the calling thread, and hands the result to the monitor, too.</summary>
+        /// <returns>How many rows were queued for the monitor; all of them are encoded.</returns>
+        /// <exception cref="KronsaeException">As Submit and Encoder.Encode; the site has no model.</exception>
+        public int Encode(float[] activations, TokenTag[] tags, Latents latents)
+        {
+            if (activations == null) throw new ArgumentNullException(nameof(activations));
+            if (tags == null) throw new ArgumentNullException(nameof(tags));
+            fixed (float* data = activations)
+            fixed (TokenTag* first = tags)
+            {
+                return Encode(data, Dtype.F32, activations.Length, first, tags.Length, latents);
+            }
+        }
+
+        /// <summary>As above, of binary16 or bfloat16.</summary>
+        public int Encode(ushort[] activations, Dtype dtype, TokenTag[] tags, Latents latents)
+        {
+            if (activations == null) throw new ArgumentNullException(nameof(activations));
+            if (tags == null) throw new ArgumentNullException(nameof(tags));
+            Encoder.TwoBytes(dtype);
+            fixed (ushort* data = activations)
+            fixed (TokenTag* first = tags)
+            {
+                return Encode(data, dtype, activations.Length, first, tags.Length, latents);
+            }
+        }
+
 #if KRONSAE_SPAN || NETSTANDARD2_1 || NETCOREAPP2_1_OR_GREATER
-        /// <summary>As above, of any memory.</summary>
+        /// <summary>Hands over any memory.</summary>
         public int Submit(ReadOnlySpan<float> activations, ReadOnlySpan<TokenTag> tags)
         {
-            fixed (float* data = &System.Runtime.InteropServices.MemoryMarshal.GetReference(activations))
-            fixed (TokenTag* first = &System.Runtime.InteropServices.MemoryMarshal.GetReference(tags))
+            fixed (float* data = &MemoryMarshal.GetReference(activations))
+            fixed (TokenTag* first = &MemoryMarshal.GetReference(tags))
             {
                 return Submit(data, Dtype.F32, activations.Length, first, tags.Length);
             }
+        }
+
+        /// <summary>As above, of binary16 or bfloat16.</summary>
+        public int Submit(ReadOnlySpan<ushort> activations, Dtype dtype, ReadOnlySpan<TokenTag> tags)
+        {
+            Encoder.TwoBytes(dtype);
+            fixed (ushort* data = &MemoryMarshal.GetReference(activations))
+            fixed (TokenTag* first = &MemoryMarshal.GetReference(tags))
+            {
+                return Submit(data, dtype, activations.Length, first, tags.Length);
+            }
+        }
+
+        /// <summary>As above, of memory that outlives the caller's stack frame.</summary>
+        public int Submit(ReadOnlyMemory<float> activations, ReadOnlyMemory<TokenTag> tags)
+        {
+            return Submit(activations.Span, tags.Span);
+        }
+
+        /// <summary>As above, of binary16 or bfloat16.</summary>
+        public int Submit(ReadOnlyMemory<ushort> activations, Dtype dtype, ReadOnlyMemory<TokenTag> tags)
+        {
+            return Submit(activations.Span, dtype, tags.Span);
+        }
+
+        /// <summary>Encodes any memory.</summary>
+        public int Encode(ReadOnlySpan<float> activations, ReadOnlySpan<TokenTag> tags, Latents latents)
+        {
+            fixed (float* data = &MemoryMarshal.GetReference(activations))
+            fixed (TokenTag* first = &MemoryMarshal.GetReference(tags))
+            {
+                return Encode(data, Dtype.F32, activations.Length, first, tags.Length, latents);
+            }
+        }
+
+        /// <summary>As above, of binary16 or bfloat16.</summary>
+        public int Encode(ReadOnlySpan<ushort> activations, Dtype dtype, ReadOnlySpan<TokenTag> tags, Latents latents)
+        {
+            Encoder.TwoBytes(dtype);
+            fixed (ushort* data = &MemoryMarshal.GetReference(activations))
+            fixed (TokenTag* first = &MemoryMarshal.GetReference(tags))
+            {
+                return Encode(data, dtype, activations.Length, first, tags.Length, latents);
+            }
+        }
+
+        /// <summary>As above, of memory that outlives the caller's stack frame.</summary>
+        public int Encode(ReadOnlyMemory<float> activations, ReadOnlyMemory<TokenTag> tags, Latents latents)
+        {
+            return Encode(activations.Span, tags.Span, latents);
+        }
+
+        /// <summary>As above, of binary16 or bfloat16.</summary>
+        public int Encode(ReadOnlyMemory<ushort> activations, Dtype dtype, ReadOnlyMemory<TokenTag> tags, Latents latents)
+        {
+            return Encode(activations.Span, dtype, tags.Span, latents);
         }
 #endif
 
         private int Submit(void* data, Dtype dtype, int length, TokenTag* tags, int count)
         {
-            var dense = Batch(data, dtype, length, count);
-            var status = Methods.kronsae_tap_submit(
-                Handle, &dense, tags, (UIntPtr)sizeof(TokenTag), out var accepted, out var error);
+            kronsae_activations dense;
+            Batch(&dense, data, dtype, length, count);
+            int status;
+            UIntPtr accepted;
+            IntPtr error;
+            using (var tap = new Use(Handle))
+            {
+                status = Methods.kronsae_tap_submit(tap.Pointer, &dense, tags, (UIntPtr)sizeof(TokenTag), &accepted, &error);
+            }
+            GC.KeepAlive(monitor);
             if (status != 0) KronsaeException.Check(status, error);
             return (int)accepted;
         }
 
-        /// <summary>Encodes on the calling thread, and hands the result to the monitor, too.</summary>
-        /// <exception cref="KronsaeException">As Submit and Encoder.Encode; the site has no model.</exception>
-        public void Encode(float[] activations, TokenTag[] tags, Latents latents)
+        private int Encode(void* data, Dtype dtype, int length, TokenTag* tags, int count, Latents latents)
         {
-            if (activations == null) throw new ArgumentNullException(nameof(activations));
-            if (tags == null) throw new ArgumentNullException(nameof(tags));
             if (latents == null) throw new ArgumentNullException(nameof(latents));
-            fixed (float* data = activations, values = latents.Values)
-            fixed (TokenTag* first = tags)
+            kronsae_activations dense;
+            Batch(&dense, data, dtype, length, count);
             fixed (uint* counts = latents.Counts, indices = latents.Indices, active = latents.Active)
+            fixed (float* values = latents.Values)
             fixed (Row* flags = latents.Flags)
             {
-                var dense = Batch(data, Dtype.F32, activations.Length, tags.Length);
                 uint none;
-                var sparse = latents.Native(
-                    counts == null ? &none : counts, indices == null ? &none : indices,
+                kronsae_latents sparse;
+                latents.Native(
+                    &sparse, counts == null ? &none : counts, indices == null ? &none : indices,
                     values == null ? (float*)&none : values, active, flags);
-                var status = Methods.kronsae_tap_encode(
-                    Handle, &dense, first, (UIntPtr)sizeof(TokenTag), &sparse, out var error);
-                KronsaeException.Check(status, error);
+                int status;
+                UIntPtr accepted;
+                IntPtr error;
+                using (var tap = new Use(Handle))
+                {
+                    status = Methods.kronsae_tap_encode(
+                        tap.Pointer, &dense, tags, (UIntPtr)sizeof(TokenTag), &sparse, &accepted, &error);
+                }
+                GC.KeepAlive(monitor);
+                if (status != 0) KronsaeException.Check(status, error);
                 latents.SkippedRows = (int)sparse.skipped_rows;
                 latents.TruncatedRows = (int)sparse.truncated_rows;
+                return (int)accepted;
             }
         }
 
-        private kronsae_activations Batch(void* data, Dtype dtype, int length, int tags)
+        private void Batch(kronsae_activations* to, void* data, Dtype dtype, int length, int tags)
         {
             var rows = Encoder.RowsOf(length, DModel);
             if (rows != tags) throw new ArgumentException("there are " + rows + " rows of activations and " + tags + " tags");
-            return Encoder.Activations(data, dtype, rows, DModel, 0);
+            Encoder.Activations(to, data, dtype, rows, DModel, 0);
         }
 
         /// <summary>Says that a request is over.</summary>
         /// <exception cref="KronsaeFullException">The queue has no room for it; try again.</exception>
         public void EndRequest(ulong request)
         {
-            var status = Methods.kronsae_tap_end_request(Handle, request, out var error);
+            int status;
+            IntPtr error;
+            using (var tap = new Use(Handle)) status = Methods.kronsae_tap_end_request(tap.Pointer, request, &error);
+            GC.KeepAlive(monitor);
             if (status != 0) KronsaeException.Check(status, error);
         }
 
@@ -143,7 +242,10 @@ namespace Kronsae
         /// <exception cref="KronsaeFullException">The queue has no room for it; try again.</exception>
         public void Rewind(ulong request, int position)
         {
-            var status = Methods.kronsae_tap_rewind(Handle, request, position, out var error);
+            int status;
+            IntPtr error;
+            using (var tap = new Use(Handle)) status = Methods.kronsae_tap_rewind(tap.Pointer, request, position, &error);
+            GC.KeepAlive(monitor);
             if (status != 0) KronsaeException.Check(status, error);
         }
 

@@ -37,6 +37,32 @@ namespace Kronsae.Tests
             }
         }
 
+        /// <summary>Exact paths agree, an unknown one is refused; asking for AMX succeeds or says why not.</summary>
+        public static void Paths()
+        {
+            using (var sae = Sae.Open(Given.Model("tiny")))
+            {
+                foreach (var path in new[] { EncoderPath.Auto, EncoderPath.Plain, EncoderPath.Screened, EncoderPath.Fast })
+                {
+                    using (var encoder = sae.CreateEncoder(1, path))
+                    {
+                        var room = encoder.CreateLatents(1);
+                        encoder.Encode(Residual, room);
+                        if (path != EncoderPath.Fast) Want.Equal(6.0f, room.Values[0], path.ToString());
+                    }
+                }
+                Want.Throws<KronsaeArgumentException>(() => sae.CreateEncoder(1, (EncoderPath)99));
+            }
+            try
+            {
+                Library.RequestAmx();
+            }
+            catch (KronsaeException e)
+            {
+                Want.Equal(Status.Unsupported, e.Status, "status");
+            }
+        }
+
         /// <summary>No rows are no error, in whatever form they come.</summary>
         public static void EmptyArrays()
         {

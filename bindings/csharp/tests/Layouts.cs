@@ -77,8 +77,15 @@ namespace Kronsae.Tests
                 Tuple.Create("MONITOR_STATE", typeof(MonitorState)), Tuple.Create("SAMPLING", typeof(Sampling)),
                 Tuple.Create("EVENT", typeof(EventKind)), Tuple.Create("SEVERITY", typeof(Severity)),
                 Tuple.Create("METRICS", typeof(Metrics)), Tuple.Create("RECORD", typeof(Record)),
-                Tuple.Create("TOKEN", typeof(Token)),
+                Tuple.Create("TOKEN", typeof(Token)), Tuple.Create("PATH", typeof(EncoderPath)),
             };
+            // None is of no enum, but for versions, sizes, and flags that are properties here.
+            foreach (Match m in Regex.Matches(header, @"^#define KRONSAE_(\w+) (\d+)$", RegexOptions.Multiline))
+            {
+                var name = m.Groups[1].Value;
+                if (Regex.IsMatch(name, "^(VERSION_|ABI_VERSION|MONITOR_SCHED_IDLE|SITE_|ADDRESS_CAPACITY)")) continue;
+                Want.True(enums.Any(one => name.StartsWith(one.Item1 + "_")), "KRONSAE_" + name + " is of no enum here");
+            }
             foreach (var pair in enums)
             {
                 var found = new SortedDictionary<string, long>();
@@ -106,6 +113,56 @@ namespace Kronsae.Tests
             var methods = typeof(Methods).GetMethods(BindingFlags.Static | BindingFlags.NonPublic | BindingFlags.Public);
             var found = methods.Select(m => m.Name).Where(n => n.StartsWith("kronsae_")).OrderBy(n => n, StringComparer.Ordinal);
             Want.Equal(string.Join(" ", expected), string.Join(" ", found), "functions");
+        }
+
+        /// <summary>Every import has the parameters of the header's function, of the same size and kind, in their order.</summary>
+        public static void SignaturesAreTheHeaders()
+        {
+            var header = Regex.Replace(
+                File.ReadAllText(Path.Combine(Given.Repository, "include", "kronsae.h")), @"/\*.*?\*/", "", RegexOptions.Singleline);
+            var methods = typeof(Methods).GetMethods(BindingFlags.Static | BindingFlags.NonPublic | BindingFlags.Public);
+            var seen = 0;
+            foreach (Match m in Regex.Matches(
+                header, @"^(?!typedef)(\w[\w \*]*[ \*])(kronsae_\w+)\(([^)]*)\);", RegexOptions.Multiline))
+            {
+                var method = methods.Single(one => one.Name == m.Groups[2].Value);
+                var parameters = m.Groups[3].Value == "void" ? new string[0] : m.Groups[3].Value.Split(',');
+                // The last word is the parameter's name.
+                var expected = parameters.Select(p => Kind(Regex.Replace(p.Trim(), @"\w+$", "")));
+                var found = method.GetParameters().Select(p => Kind(p.ParameterType));
+                Want.Equal(string.Join(", ", expected), string.Join(", ", found), method.Name);
+                Want.Equal(Kind(m.Groups[1].Value), Kind(method.ReturnType), method.Name + " returns");
+                seen++;
+            }
+            Want.True(seen > 40, "only " + seen + " functions");
+        }
+
+        private static string Kind(string c)
+        {
+            var type = c.Trim();
+            if (type.EndsWith("*") || type.EndsWith("_callback")) return "pointer";
+            switch (type)
+            {
+                case "void": return "nothing";
+                case "size_t": return "size";
+                case "uint32_t": return "4 bytes, unsigned";
+                case "uint64_t": return "8 bytes, unsigned";
+                case "int32_t": return "4 bytes";
+            }
+            // An enumeration, all of which are int32_t.
+            return Regex.IsMatch(type, @"^kronsae_\w+$") ? "4 bytes" : "unknown: " + type;
+        }
+
+        private static string Kind(Type type)
+        {
+            var pointer = type.IsPointer || type.IsByRef || type == typeof(IntPtr) || typeof(SafeHandle).IsAssignableFrom(type)
+                || typeof(Delegate).IsAssignableFrom(type);
+            if (pointer) return "pointer";
+            if (type == typeof(void)) return "nothing";
+            if (type == typeof(UIntPtr)) return "size";
+            if (type == typeof(uint)) return "4 bytes, unsigned";
+            if (type == typeof(ulong)) return "8 bytes, unsigned";
+            return type == typeof(int) ? "4 bytes" : "unknown: " + type;
         }
 
         /// <summary>The library has a name for each status, and an exception keeps one that nobody knows.</summary>

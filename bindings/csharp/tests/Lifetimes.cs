@@ -153,14 +153,17 @@ namespace Kronsae.Tests
         [MethodImpl(MethodImplOptions.NoInlining)]
         private static Encoder EncoderAlone() { return Sae.Open(Given.Model("tiny")).CreateEncoder(); }
 
-        /// <summary>Eight threads on one model for five seconds, while the collector moves their arrays.</summary>
+        /// <summary>Eight threads on one model, while the collector moves their arrays, for five seconds; with KRONSAE_LONG in the
+        /// environment for a minute.</summary>
         public static void EightThreadsAndMovingMemory()
         {
             using (var sae = Sae.Open(Given.Model("random")))
             {
                 var d = sae.Info.DModel;
                 var expected = Encoded(sae, 0);
-                var until = DateTime.UtcNow.AddSeconds(5);
+                var seconds = string.IsNullOrEmpty(Environment.GetEnvironmentVariable("KRONSAE_LONG")) ? 5 : 60;
+                var start = DateTime.UtcNow;
+                var until = start.AddSeconds(seconds);
                 var problems = new List<Exception>();
                 long calls = 0;
                 var threads = Enumerable.Range(0, 8).Select(number => new Thread(() =>
@@ -188,18 +191,32 @@ namespace Kronsae.Tests
                     }
                 })).ToArray();
                 foreach (var thread in threads) thread.Start();
+                var early = 0;
                 while (DateTime.UtcNow < until)
                 {
                     GC.Collect();
                     Thread.Sleep(5);
+                    if (early == 0 && DateTime.UtcNow > start.AddSeconds(seconds / 4.0)) early = ResidentKiB();
                 }
+                var late = ResidentKiB();
                 foreach (var thread in threads) thread.Join();
                 if (problems.Count > 0) throw problems[0];
+                Console.WriteLine(
+                    "     8 threads: {0} calls in {1} s; resident {2} KiB after a quarter, {3} at the end", calls, seconds, early, late);
                 Want.True(calls > 100, "only " + calls + " calls");
+                Want.True(early > 0 && late < early + MostGrowth, "resident memory went from " + early + " to " + late + " KiB");
             }
         }
 
         private const int Rows = 5;
+        /// <summary>KiB that a collector may keep.</summary>
+        private const int MostGrowth = 32 * 1024;
+
+        private static int ResidentKiB()
+        {
+            var line = File.ReadAllLines("/proc/self/status").First(one => one.StartsWith("VmRSS:"));
+            return int.Parse(new string(line.Where(char.IsDigit).ToArray()));
+        }
 
         private static float[] Input(int d)
         {

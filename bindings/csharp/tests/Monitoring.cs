@@ -149,6 +149,40 @@ namespace Kronsae.Tests
             }
         }
 
+        /// <summary>Collections while callbacks are in managed code, allocating: the runtime must be able to stop the library's
+        /// threads there, and they must not wait for each other.</summary>
+        public static void CollectionsDuringCallbacks()
+        {
+            var done = 0;
+            var work = new Thread(() =>
+            {
+                using (var monitor = new Monitor(new MonitorOptions { Workers = 2 }))
+                using (var tap = new Tap(monitor, Watched(monitor)))
+                using (var other = new Tap(monitor, monitor.AddSite("other", Sae.Open(Given.Model("tiny")))))
+                {
+                    monitor.SetEventCallback(one =>
+                    {
+                        var kept = new List<object>();
+                        for (var i = 0; i < 20000; i++)
+                        {
+                            if (i % 10 == 0) kept.Add(new byte[100]);
+                        }
+                        Interlocked.Add(ref done, kept.Count > 0 ? 1 : 0);
+                    });
+                    for (var i = 0; i < 300; i++)
+                    {
+                        Feed(tap, 1, i);
+                        Feed(other, 1, 1000 + i);
+                        GC.Collect();
+                    }
+                    monitor.Flush(60000);
+                }
+            }) { IsBackground = true };
+            work.Start();
+            Want.True(work.Join(120000), "a collection and a callback wait for each other, after " + done + " callbacks");
+            Want.True(done >= 300, "only " + done + " callbacks");
+        }
+
         /// <summary>Recording, with text from a callback that throws for some tokens.</summary>
         public static void Recordings()
         {

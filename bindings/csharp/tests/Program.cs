@@ -32,14 +32,20 @@ namespace Kronsae.Tests
             Given.Models = arguments[1];
             Given.Layout = arguments[2];
             Given.FalseLibrary = arguments[3];
-            return Run(typeof(Golden), typeof(Layouts), typeof(Arguments), typeof(Lifetimes), typeof(Monitoring), typeof(Loading),
-                typeof(Examples));
+            return Run(
+                typeof(Golden), typeof(Layouts), typeof(Arguments),
+#if KRONSAE_SPAN
+                typeof(Spans),
+#endif
+                typeof(Lifetimes), typeof(Monitoring), typeof(Loading), typeof(Examples));
         }
 
         /// <summary>Every public static method without parameters of these types is a test.</summary>
         private static int Run(params Type[] types)
         {
             int passed = 0, failed = 0, ignored = 0;
+            // There, what cannot be tested is a fault of the machine that somebody must mend.
+            var ci = Environment.GetEnvironmentVariable("CI") == "true";
             foreach (var type in types)
             {
                 foreach (var test in type.GetMethods(BindingFlags.Public | BindingFlags.Static | BindingFlags.DeclaredOnly))
@@ -50,7 +56,7 @@ namespace Kronsae.Tests
                         passed++;
                         Console.WriteLine("ok   " + type.Name + "." + test.Name);
                     }
-                    catch (TargetInvocationException e) when (e.InnerException is MissingTool)
+                    catch (TargetInvocationException e) when (e.InnerException is MissingTool && !ci)
                     {
                         ignored++;
                         Console.WriteLine("skip " + type.Name + "." + test.Name + ": " + e.InnerException.Message);

@@ -17,7 +17,8 @@ use std::time::Duration;
 /// workers that encode what the taps take in.
 ///
 /// Threads: const, so any number of threads may use one at once, except for `kronsae_monitor_destroy`. Its workers block
-/// all signals and are named `kronsae-*`. In a child process its calls return `KRONSAE_STATUS_FORKED`.
+/// all signals but faults and real-time signals, by which managed runtimes stop threads that run their callbacks, and are
+/// named `kronsae-*`. In a child process its calls return `KRONSAE_STATUS_FORKED`.
 ///
 /// Serving threads call `kronsae_tap_submit`, `kronsae_tap_end_request` and `kronsae_tap_rewind` and nothing else of a
 /// monitor: those never wait. Every other call may lock, allocate, read a file or wait for a worker, and belongs on a

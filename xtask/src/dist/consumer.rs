@@ -1,12 +1,14 @@
 //! Programs built against the tarball as a user would: unpacked elsewhere, moved once, by CMake and by pkg-config.
 
-use super::{Packed, fresh, read, succeed, write};
+use super::{Packed, fresh, newcomer, read, succeed, write};
 use crate::process::{cargo, run};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the README's programs print of the tiny model, whose latents can be computed by hand.
-const EXPECTED: &str = "0 6\n5 4\n2 3\n";
+pub(super) const EXPECTED: &str = "0 6\n5 4\n2 3\n";
+/// The most that opening the library may take.
+const MOST_MS: f64 = 5.0;
 
 pub(super) fn check(root: &Path, packed: &Packed) -> Result<(), String> {
     for (tool, package) in [("cmake", "cmake"), ("pkg-config", "pkg-config")] {
@@ -27,12 +29,13 @@ pub(super) fn check(root: &Path, packed: &Packed) -> Result<(), String> {
     let sources = sources(root, elsewhere.path(), &prefix)?;
     with_cmake(&sources, &prefix, &model)?;
     with_pkg_config(&sources, &prefix, &model)?;
+    newcomer::check(root, &prefix, &model, elsewhere.path())?;
     in_debian(packed, &sources, elsewhere.path(), &model)?;
-    println!("{}", opens(&sources, &prefix)?.trim_end());
+    println!("{}", opens(&sources, &prefix)?);
     Ok(())
 }
 
-fn model(root: &Path, folder: &Path) -> Result<PathBuf, String> {
+pub(super) fn model(root: &Path, folder: &Path) -> Result<PathBuf, String> {
     let mut command = cargo(root, &["run", "--quiet", "--package", "kronsae", "--example", "make_model", "--"]);
     command.arg(folder);
     succeed(command)?;
@@ -47,14 +50,8 @@ fn sources(root: &Path, folder: &Path, prefix: &Path) -> Result<PathBuf, String>
     }
     let readme = read(&prefix.join("share/doc/kronsae/README.md"))?;
     for language in ["c", "cpp"] {
-        let code = readme.split_once(&format!("```{language}\n")).and_then(|(_, rest)| rest.split_once("```"));
-        let code = code.ok_or_else(|| format!("packaging/README.md: no program in ```{language}"))?.0;
-        // The issue is a short way to latents: inside main, without braces of its own.
-        let lines = code.lines().filter(|line| line.starts_with(' ')).count();
-        if lines >= 10 {
-            return Err(format!("packaging/README.md: {lines} lines in ```{language}, expected under ten"));
-        }
-        write(&sources.join(format!("first.{language}")), code)?;
+        let code = newcomer::program(&readme, language).map_err(|error| format!("packaging/{error}"))?;
+        write(&sources.join(format!("first.{language}")), &code)?;
     }
     let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     rustc.args(["--edition=2024", "--crate-type=staticlib", "-O", "-o"]).arg(sources.join("libother.a"));
@@ -128,18 +125,26 @@ fn in_debian(packed: &Packed, sources: &Path, folder: &Path, model: &Path) -> Re
     }
 }
 
+/// The fastest of several, since others may use the machine meanwhile.
 fn opens(sources: &Path, prefix: &Path) -> Result<String, String> {
     let program = sources.join("open");
     let mut compiler = Command::new("cc");
     compiler.args(["-std=c11", "-O2", "-o"]).arg(&program).arg(sources.join("open.c")).arg("-ldl");
     succeed(compiler)?;
-    let mut command = Command::new(&program);
-    command.arg(prefix.join("lib/libkronsae.so"));
-    succeed(command)
+    let mut best = f64::INFINITY;
+    for _ in 0..10 {
+        let mut command = Command::new(&program);
+        command.arg(prefix.join("lib/libkronsae.so"));
+        let found = succeed(command)?;
+        let took = found.trim().strip_suffix(" ms").and_then(|number| number.parse().ok());
+        best = f64::min(best, took.ok_or_else(|| format!("open.c printed `{found}`, expected milliseconds"))?);
+    }
+    let text = format!("libkronsae.so opens in {best:.2} ms (at most {MOST_MS})");
+    if best <= MOST_MS { Ok(text) } else { Err(text) }
 }
 
 /// Runs a program with the model, and without it, which is an error of its own.
-fn prints(program: &Path, model: &Path, libraries: Option<&Path>, expected: &str) -> Result<(), String> {
+pub(super) fn prints(program: &Path, model: &Path, libraries: Option<&Path>, expected: &str) -> Result<(), String> {
     let mut command = Command::new(program);
     command.arg(model);
     if let Some(folder) = libraries {

@@ -38,7 +38,7 @@ pub(super) fn close_static(root: &Path, from: &Path, to: &Path, work: &Path) -> 
 
 /// A version of the C library, compared as numbers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Glibc(u32, u32);
+pub(super) struct Glibc(pub(super) u32, pub(super) u32);
 
 impl std::fmt::Display for Glibc {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -2,9 +2,13 @@
 
 mod consumer;
 mod library;
+mod linker;
+mod newcomer;
+pub(crate) mod nuget;
+mod zip;
 
-use crate::licences;
 use crate::process::{cargo, run};
+use crate::{abi, licences};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,30 +48,35 @@ struct Packed {
 }
 
 fn build(root: &Path) -> Result<Packed, String> {
+    abi::complete(root)?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
-    let built = target.join("dist");
-    let profile = ["build", "--quiet", "--locked", "--profile", "dist"];
-    succeed(cargo(root, &[&profile[..], &["--package", "kronsae", "--lib"]].concat()))?;
-    succeed(cargo(root, &[&profile[..], &["--package", "kronsae-trainer", "--bin", "kronsae"]].concat()))?;
-    let mut bare = cargo(root, &[&profile[..], &["--package", "kronsae", "--lib", "--no-default-features"]].concat());
-    let bare_target = target.join("without-live");
-    bare.env("CARGO_TARGET_DIR", &bare_target);
-    succeed(bare)?;
-
     let work = target.join("package");
+    let built = shipped(root, &target.join("shipped"), &["--package", "kronsae", "--lib"])?;
+    shipped(root, &target.join("shipped"), &["--package", "kronsae-trainer", "--bin", "kronsae"])?;
+    let bare_built =
+        shipped(root, &target.join("without-live"), &["--package", "kronsae", "--lib", "--no-default-features"])?;
+
     let name = format!("kronsae-{VERSION}-x86_64-linux");
     let tree = work.join(&name);
     fresh(&tree)?;
     lay_out(root, &built, &work, &tree)?;
 
     let bare = work.join("libkronsae-without-live.so");
-    copy(&bare_target.join("dist/libkronsae.so"), &bare)?;
+    copy(&bare_built.join("libkronsae.so"), &bare)?;
     library::strip(&bare)?;
     let shared = tree.join(format!("lib/libkronsae.so.{VERSION}"));
     limit("libkronsae.so", &shared, MOST)?;
     limit("libkronsae.so without the live page", &bare, MOST_WITHOUT_LIVE)?;
     for file in [shared, tree.join("bin/kronsae")] {
-        println!("{}: needs {}", relative(&file, &tree), library::newest_glibc(&file)?);
+        let newest = library::newest_glibc(&file)?;
+        println!("{}: the newest symbol it needs is GLIBC_{newest}", relative(&file, &tree));
+        if newest > linker::FLOOR {
+            return Err(format!("{}: needs GLIBC_{newest}, expected at most {}", file.display(), linker::FLOOR));
+        }
+    }
+    let (docs, stated) = (read(&root.join("docs/abi.md"))?, format!("glibc {}", linker::FLOOR));
+    if !docs.contains(&stated) {
+        return Err(format!("docs/abi.md does not state `{stated}`"));
     }
     for file in ["bin/kronsae", "lib/libkronsae.a"] {
         println!("{file}: {}", megabytes(size(&tree.join(file))?));
@@ -83,6 +92,25 @@ fn build(root: &Path) -> Result<Packed, String> {
         println!("{}: {}", file.display(), megabytes(size(file)?));
     }
     Ok(Packed { name, tarball, debian })
+}
+
+/// The folder with `libkronsae.so` as it is shipped.
+///
+/// # Errors
+/// zig is missing; the build's output.
+pub(crate) fn library(root: &Path) -> Result<PathBuf, String> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
+    shipped(root, &target.join("shipped"), &["--package", "kronsae", "--lib"])
+}
+
+/// Builds something for packages, in a folder apart from what is built for this machine alone; returns where it lies.
+fn shipped(root: &Path, folder: &Path, what: &[&str]) -> Result<PathBuf, String> {
+    let linker = linker::script(&folder.with_file_name("package"))?;
+    let profile = ["build", "--quiet", "--locked", "--profile", "dist", "--target", "x86_64-unknown-linux-gnu"];
+    let mut command = cargo(root, &[&profile[..], what].concat());
+    command.env("CARGO_TARGET_DIR", folder).env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER", &linker);
+    succeed(command)?;
+    Ok(folder.join("x86_64-unknown-linux-gnu/dist"))
 }
 
 /// The folder that becomes the tarball, and `/usr` of the Debian package.
@@ -112,6 +140,7 @@ fn lay_out(root: &Path, built: &Path, work: &Path, tree: &Path) -> Result<(), St
         write(&tree.join(to).join(template), &text)?;
     }
     manual(&program, work, tree)?;
+    bindings(root, tree)?;
     let doc = tree.join("share/doc/kronsae");
     for (from, to) in [
         ("packaging/README.md", "README.md"),
@@ -122,7 +151,40 @@ fn lay_out(root: &Path, built: &Path, work: &Path, tree: &Path) -> Result<(), St
     ] {
         copy(&root.join(from), &doc.join(to))?;
     }
-    write(&doc.join("THIRD-PARTY.txt"), &licences::texts(root)?)
+    write(&doc.join("THIRD-PARTY.txt"), &(licences::texts(root)? + &linker::licences()?))
+}
+
+/// Sources of the bindings that are compiled where they are used, without their tests.
+fn bindings(root: &Path, tree: &Path) -> Result<(), String> {
+    let to = tree.join("share/kronsae");
+    for (from, into, only) in [
+        ("go", "go", ".go"),
+        ("go", "go", ".h"),
+        ("go", "go", ".mod"),
+        ("go", "go", "README.md"),
+        ("csharp/src", "csharp/src", ".cs"),
+    ] {
+        copy_tree(&root.join("bindings").join(from), &to.join(into), only)?;
+    }
+    for file in ["README.md", "Kronsae.csproj", "examples/Example.cs", "examples/Gateway.cs"] {
+        copy(&root.join("bindings/csharp").join(file), &to.join("csharp").join(file))?;
+    }
+    Ok(())
+}
+
+/// Files whose names end so, in all folders, but tests.
+fn copy_tree(from: &Path, to: &Path, end: &str) -> Result<(), String> {
+    let unreadable = |e: std::io::Error| format!("{}: cannot read: {e}", from.display());
+    for entry in fs::read_dir(from).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.path().is_dir() {
+            copy_tree(&entry.path(), &to.join(&name), end)?;
+        } else if name.ends_with(end) && !name.ends_with("_test.go") {
+            copy(&entry.path(), &to.join(&name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Man pages and completions, as the program itself writes them.
@@ -162,7 +224,7 @@ fn debian(tree: &Path, work: &Path, root: &Path) -> Result<PathBuf, String> {
     )?;
     let control = format!(
         "Package: kronsae\nVersion: {VERSION}\nArchitecture: amd64\nMaintainer: The kronsae project \
-         <{repository}>\nSection: science\nPriority: optional\nDepends: libc6 (>= {glibc}), libgcc-s1\nHomepage: \
+         <{repository}>\nSection: science\nPriority: optional\nDepends: libc6 (>= {glibc})\nHomepage: \
          {repository}\nDescription: sparse latents of a language model's activations, on the CPU\n The command that \
          trains, evaluates and calibrates sparse autoencoders, the library\n that encodes with them and monitors a \
          serving model, and its C and C++ headers.\n",

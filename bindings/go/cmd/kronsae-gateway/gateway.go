@@ -141,7 +141,7 @@ func (g *gateway) encode(w http.ResponseWriter, r *http.Request) {
 	}
 	latents := kronsae.NewLatents(x.Rows(), g.info.Capacity)
 	if tags != nil {
-		err = worker.tap.Encode(x, tags, latents)
+		_, err = worker.tap.Encode(x, tags, latents)
 	} else {
 		err = worker.encoder.Encode(x, latents)
 	}
