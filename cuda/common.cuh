@@ -199,7 +199,7 @@ static __device__ __forceinline__ u64 kth_key(Each each, u32 k, int low, RadixSc
         each([&](u64 key) {
             if (shift == 56 || key >> (shift + 8) == prefix) atomicAdd(&scratch.histogram[key >> shift & 255], 1u);
         });
-        __syncthreads();
+        PLANTABLE_BARRIER(4);
         if (threadIdx.x < 32) {
             // Each lane has eight digits, lane 0 the largest.
             const u32* const counts = &scratch.histogram[255 - lane_id() * 8];

@@ -143,6 +143,7 @@ static __device__ __forceinline__ void each_product(const Shape& s, const T* y, 
                 for (u32 rows = __ballot_sync(KRONSAE_FULL_WARP, maybe); rows != 0; rows &= rows - 1) {
                     const u32 i = (u32)__ffs((int)rows) - 1;
                     const float p = __shfl_sync(KRONSAE_FULL_WARP, own, i);
+#pragma unroll 1
                     for (u32 j = lane_id(); j < n; j += 32) {
                         const float product = __fmul_rn(p, positive(to_float(extension[j])));
                         if (product > 0.0f && product >= least)
@@ -220,7 +221,9 @@ static __device__ __forceinline__ void select_kron(const Shape& s, const Selecti
                 } else {
                     float p = 0.0f, q = 0.0f;
                     const T* rows = y + (u64)head * width;
+#pragma unroll 1
                     for (u32 i = 0; i < s.base; i++) p = fmaxf(p, to_float(rows[i]));
+#pragma unroll 1
                     for (u32 j = s.base; j < width; j++) q = fmaxf(q, to_float(rows[j]));
                     max = __fmul_rn(p, q);
                 }
@@ -324,8 +327,8 @@ static __device__ __forceinline__ void select_tokens(const Shape& s, const T* y,
         } else {
             select_dense(s, to, row, token, seen.largest, theta_floor, room.lists, scratch);
         }
-        // The maxima are read until here; where there are tiles, taking the next one has a barrier.
-        if (cut.tiles == 0) PLANTABLE_BARRIER(4);
+        // No barrier: whatever was read of shared memory was read before the last barrier of a collection, or is written
+        // behind the first of the next.
     }
 
     if (mask == nullptr) return;
@@ -359,7 +362,6 @@ static __device__ __forceinline__ void select_from_maxima(const Shape& s, const 
             select_kron(s, to, y + (u64)token * ldy, token, copy != nullptr ? copy : from, seen.largest, theta_floor,
                         room.lists, scratch);
         }
-        __syncthreads(); // the copy is read until here
     }
 }
 
@@ -413,7 +415,6 @@ static __device__ __forceinline__ void select_dead(const Shape& s, const T* y, u
         u32 total;
         const u32 count = collect_first(keys, floor, k, room.lists, total, scratch);
         write_token(to, s.kind == KRONSAE_KRON, token, count, k, total, room.lists, scratch);
-        __syncthreads(); // the lists are read until here
     }
 }
 
