@@ -195,11 +195,11 @@ static __device__ __forceinline__ u64 kth_key(Each each, u32 k, int low, RadixSc
     u32 remaining = k;
     for (int shift = 56;; shift -= 8) {
         for (u32 b = threadIdx.x; b < 256; b += blockDim.x) scratch.histogram[b] = 0;
-        __syncthreads();
+        PLANTABLE_BARRIER(4);
         each([&](u64 key) {
             if (shift == 56 || key >> (shift + 8) == prefix) atomicAdd(&scratch.histogram[key >> shift & 255], 1u);
         });
-        PLANTABLE_BARRIER(4);
+        __syncthreads();
         if (threadIdx.x < 32) {
             // Each lane has eight digits, lane 0 the largest.
             const u32* const counts = &scratch.histogram[255 - lane_id() * 8];
