@@ -32,7 +32,9 @@
 //     needed      8 K + 8 LIST, and KRONSAE_STAGES * KRONSAE_TILE_BYTES more for kronsae_select      (K 50: 57,856 bytes)
 //     better      + 4 heads (kron: head maxima are kept), + 4 ceil(rows / 32) where positive is not null, each rounded up
 //                 to 16 bytes. What does not fit is computed again or kept in global memory. Never more than helps.
-// A launch with less than needed traps.
+// A launch with less than needed, or with K = 0, traps. Beyond 48 KB CUDA wants to be asked first (cuFuncSetAttribute,
+// MAX_DYNAMIC_SHARED_SIZE_BYTES). At h = 8192, m = 2, n = 4, K = 50: 96,768 bytes, which with at most 64 registers a thread
+// lets two blocks of 512 threads share a multiprocessor of an H100 or H200.
 //
 // How (kron, the k largest). M_k, the largest product of head k; the K heads first in (M descending, head ascending) hold
 // all K latents, and the K-th of them is a floor that no selected latent is below. So:
@@ -174,8 +176,8 @@ static __device__ __forceinline__ void select_kron(const Shape& s, const Selecti
         const u32 found = collect_first(HeadKeys<T>{s, y, maxima}, floor, k, lists, total, scratch);
         products.heads = keep_first(found, floor, k, lists, scratch);
         products.listed = lists.kept;
-        // Fewer heads than k: they may hold k latents below any head's maximum.
-        products.least = products.heads == k ? key_value(floor) : 0.0f;
+        // Where fewer than k heads are positive, the floor is still the least of all keys, and any of their products may be in.
+        products.least = key_value(floor);
     }
     u64 floor = 1;
     const u32 count = collect_first(products, floor, k, lists, total, scratch);
