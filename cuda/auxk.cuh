@@ -1,38 +1,43 @@
 // The dead: who lives, who has not for a window of tokens, and how dead encoder rows begin anew. (AuxK's own pass is
 // kronsae_decode_aux in decode.cuh.) Rules as trainer/src/backend/cpu/{mod,revive}.rs have them.
 //
-// Order in a step: list dead latents (by tokens_before) - select_dead, decode_aux - updates - note_alive - list dead rows
-// (by tokens_after) - revive_rank, revive_rows, revive_decoder.
+// Order in a step: list dead latents (by tokens_before) - select_dead, decode_aux - updates - note_alive - list dead
+// rows (by tokens_after) - revive_rank, revive_rows, revive_decoder.
 //
-// kronsae_note_alive(const u32* starts /*[latents + 1] of the MAIN list of latents, without AuxK's*/, u32 latents, u64* fired_at,
-//     u32* positive /*[ceil(rows / 32)] bits; cleared*/, u32 rows, u64* positive_at, const Numbers*, const u32* halt /*null ok*/)
-//     fired_at = tokens_after where a pair touched the latent, positive_at = tokens_after where the row's bit is set. Any grid,
-//     any block; no dynamic shared memory. With halt, nothing changes but `positive`, which is cleared all the same.
+// kronsae_note_alive(
+//     const u32* starts,           [latents + 1] of the MAIN list of latents, without AuxK's
+//     u32 latents, u64* fired_at,  tokens_after where a pair touched the latent
+//     u32* positive,               [ceil(rows / 32)] bits; cleared, with halt too
+//     u32 rows, u64* positive_at,  tokens_after where the row's bit is set
+//     const Numbers*, const u32* halt)     null ok; where it is not 0, fired_at and positive_at stay
+//     Any grid, any block; no shared memory.
 //
-// kronsae_count_dead(const u64* last /*[n]*/, u32 n, const Numbers*, u32 after, u64 window, u32* tile_counts /*[ceil(n / 1024)]*/)
-// kronsae_list_dead(the same, u32* list /*[n]*/, u32* count)
-//     Those whose `last` is `window` or more tokens ago, ascending, and how many. after: 0 counts from tokens_before (latents), 1
-//     from tokens_after (rows). Two launches with the same arguments. Any grid (a block takes 1024), any block.
-//     Bytes: 8 per latent twice, the second time from L2.
+// kronsae_count_dead(const u64* last, u32 n, const Numbers*, u32 after, u64 window, u32* tile_counts)
+// kronsae_list_dead(const u64* last, u32 n, const Numbers*, u32 after, u64 window, const u32* tile_counts, u32* list,
+//                   u32* count)
+//     Those of `last`, [n], that are `window` or more tokens ago: ascending into `list`, [n], their number into `count`.
+//     after: 0 counts from tokens_before (latents), 1 from tokens_after (rows). tile_counts: [ceil(n / 1024)] scratch.
+//     Two launches, n > 0. Any grid (a block takes 1024), any block. Bytes: 8 a latent twice, the second time from L2.
 //
-// kronsae_revive_rank(const f32* squares /*[tokens], of kronsae_decode*/, u32 tokens, const u32* dead_rows /*device count*/,
-//     u32* order /*[tokens]*/, u32* eligible /*device scalar*/)
-//     order = tokens by |x_hat - x|^2 descending, then token ascending, without those that are 0; eligible: how many. Where
-//     *dead_rows is 0 it only sets eligible = 0. Any grid, any block (a warp a token).
+// kronsae_revive_rank(const f32* squares, u32 tokens, const u32* dead_rows, u32* order, u32* eligible)
+//     order, [tokens] = tokens by |x_hat - x|^2 (`squares` of kronsae_decode) descending, then token ascending, without
+//     those that are 0; eligible: how many. Where *dead_rows is 0 it only sets eligible = 0. Any grid, any block (a
+//     warp a token).
 //
 // kronsae_revive_rows_{f32,bf16}(Shape s, Revival r), then kronsae_revive_decoder_{f32,bf16}(Shape s, Revival r)
-//     Dead row i, for i below min(dead rows, eligible), takes the direction of -residual of token order[i], with the norm
-//     of a typical row; its bias and moments become 0, its positive_at tokens_after. Then the decoder rows of all its latents
-//     become the normalised sums of their encoder rows, their moments 0. Any grid, any block (a warp a row). Where nothing is
-//     dead both return at once. struct Revival (184 bytes):
+//     Dead row i, for i below min(dead rows, eligible), takes the direction of -residual of token order[i], with the
+//     norm of a typical row; its bias and moments become 0, its positive_at tokens_after. Then the decoder rows of all
+//     its latents become the normalised sums of their encoder rows, their moments 0. Any grid, any block (a warp a
+//     row). Where nothing is dead both return at once. struct Revival (184 bytes):
 //     const u32* dead;             [rows] of kronsae_list_dead
 //     const u32* dead_count;       device scalar
 //     const u32* order;            of kronsae_revive_rank
 //     const u32* eligible;         device scalar
 //     const void* residual;        T [tokens, stride]
-//     const f64* value_squares;    device scalar: the sum of the squares of all of W AFTER its update (value_squares summed)
+//     const f64* value_squares;    device scalar: the sum of the squares of all of W AFTER its update (value_squares
+//                                  summed)
 //     Weights encoder;             copy null ok
-//     Weights bias;                [rows]; copy unused
+//     Weights bias;                [rows]; copy null ok
 //     Weights decoder;             copy null ok
 //     u64* positive_at;            [rows]
 //     const Numbers* numbers;
@@ -180,6 +185,7 @@ template <typename T> __device__ __forceinline__ void revive_rows(const Shape& s
         }
         if (lane_id() == 0) {
             r.bias.value[row] = 0.0f;
+            if (r.bias.copy) static_cast<T*>(r.bias.copy)[row] = from_float<T>(0.0f);
             r.bias.first[row] = 0.0f;
             r.bias.second[row] = 0.0f;
             r.positive_at[row] = r.numbers->tokens_after;

@@ -30,11 +30,13 @@
 //     const u32* gate)              the number of dead latents; 0: aux_squares is zeroed, nothing else is written
 //
 // Nothing may be null. Any grid (blocks take tokens in turn), any block of 32 to 1024 threads; best: a thread a piece,
-// round_up(stride * sizeof(T) / 16, 32). Dynamic shared memory: 4 * stride bytes. The same bits for every grid and block.
+// round_up(stride * sizeof(T) / 16, 32). Dynamic shared memory: 4 * stride bytes. The same bits for every grid and
+// block.
 //
-// Bytes per token: count * stride * sizeof(T) of D twice (for d = 2304, K = 50, bf16: 230 KB; the second time as far as L2
-// kept them), x and residual once each (4.6 KB each), lists 12 bytes a latent. A warp reads 512 consecutive bytes of one row
-// of D at a time in 16-byte pieces: four full 128-byte lines a request, with four rows in flight per thread.
+// Bytes per token: count * stride * sizeof(T) of D twice (for d = 2304, K = 50, bf16: 230 KB; the second time as far
+// as L2 kept them), x and residual once each (4.6 KB each), lists 12 bytes a latent. A warp reads 512 consecutive
+// bytes of one row of D at a time in 16-byte pieces: four full 128-byte lines a request, with four rows in flight per
+// thread.
 #ifndef KRONSAE_DECODE_CUH
 #define KRONSAE_DECODE_CUH
 #include "row.cuh"
@@ -62,8 +64,8 @@ __device__ __forceinline__ void decode_tokens(
         }
         __syncthreads();
 
-        // x_hat - x (AUX: e_hat - e), a piece of columns a thread, latents in their order. In shared memory, part q of piece
-        // p lies at quad q * pieces + p, so that neighbouring threads touch neighbouring quads.
+        // x_hat - x (AUX: e_hat - e), a piece of columns a thread, latents in their order. In shared memory, part q of
+        // piece p lies at quad q * pieces + p, so that neighbouring threads touch neighbouring quads.
         const T* const input = x + u64(token) * stride;
         T* const output = residual + u64(token) * stride;
         for (u32 piece = threadIdx.x; piece < pieces; piece += blockDim.x) {
@@ -110,7 +112,8 @@ __device__ __forceinline__ void decode_tokens(
         }
         __syncthreads();
 
-        // Two latents a warp at a time: the products of their decoder rows with the residual. The last turn is |x_hat - x|^2.
+        // Two latents a warp at a time: the products of their decoder rows with the residual. The last turn is |x_hat
+        // - x|^2.
         const u32 pairs = (count + 1) / 2;
         for (u32 turn = warp; turn <= pairs; turn += warps) {
             if (turn == pairs) {

@@ -21,8 +21,8 @@ struct Numbers {
     u64 tokens_after;  // and after it
 };
 
-// A parameter, [rows, stride] in f32, with its moments. `copy` is what the other kernels read, in T; null where T is f32
-// and they read `value` itself.
+// A parameter, [rows, stride] in f32, with its moments. `copy` is what the other kernels read, in T; null where T is
+// f32 and they read `value` itself.
 struct Weights {
     float* value;
     float* first;

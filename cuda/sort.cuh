@@ -1,16 +1,18 @@
-// From "what a token touched" to "what touched a row": a stable radix sort of (row, position) pairs, 8 bits a pass from the
-// lowest, and the rows' starts. A stable sort has one result; it does not depend on grids, blocks or schedules.
+// From "what a token touched" to "what touched a row": a stable radix sort of (row, position) pairs, 8 bits a pass
+// from the lowest, and the rows' starts. A stable sort has one result; it does not depend on grids, blocks or
+// schedules.
 //
 // struct SortPass (96 bytes), the same one for a pass's three kernels, launched in this order:
 //
 // kronsae_sort_histogram(SortPass p)    any grid, best a block a tile: ceil(n / 2048); any block; shared: none dynamic
 // kronsae_sort_scan(SortPass p)         any grid, best 32 blocks of 256 (a warp a digit); shared: none
-// kronsae_sort_scatter(SortPass p)      grid as the histogram's; any block, best 256; dynamic shared: block / 32 * 1024 bytes
+// kronsae_sort_scatter(SortPass p)      grid as the histogram's; any block, best 256; dynamic shared
+//                                       block / 32 * 1024 bytes
 //
 //     const u32* keys;        rows, [n]
 //     const u32* positions;   null in the FIRST pass: pair i has position i, and invalid pairs are dropped
-//     const u32* counts;      first pass, null ok: [n / slots]; pair i is valid only where i % slots < counts[i / slots]
-//     const u32* count;       null in the first pass (n pairs); after it the device scalar that count_out of the pass before was
+//     const u32* counts;      first pass, null ok: [n / slots]; pair i counts only where i % slots < counts[i / slots]
+//     const u32* count;       null in the first pass (n pairs); then the count_out of the pass before
 //     const u32* gate;        null ok; a device scalar: where it is 0, there are no pairs (AuxK with nothing dead)
 //     u32* histograms;        [256, tile_stride] scratch
 //     u32* totals;            [256] scratch
@@ -22,16 +24,16 @@
 //     u32 shift;              0, 8, 16, ... in successive passes
 //     u32 tile_stride;        at least ceil(n / 2048)
 //
-// A key of 0xFFFFFFFF is invalid in any case. Passes: ceil(bits / 8), where bits is the length of rows - 1, and at least
-// one: dropping invalid pairs in the first saves the bit that would mark them. Buffers alternate; input of the first
-// pass is not written to.
+// A key of 0xFFFFFFFF is invalid in any case. Passes: ceil(bits / 8), where bits is the length of rows - 1, and at
+// least one: dropping invalid pairs in the first saves the bit that would mark them. Buffers alternate; input of the
+// first pass is not written to.
 //
 // kronsae_row_starts(const u32* keys, const u32* count, u32 rows, u32* starts /*[rows + 1]*/)
 //     of the last pass' keys_out and count_out. Any grid, any block, no shared memory.
 //
-// Bytes per pair and pass: 4 + 8 read twice (histogram, scatter; the second time from L2), 8 written. Keys are read 128 bytes a
-// warp; a tile's pairs of one digit leave in one run, 8 pairs on average, in 32-byte sectors that L2 completes. At 820,000
-// pairs and two passes everything stays in L2.
+// Bytes per pair and pass: 4 + 8 read twice (histogram, scatter; the second time from L2), 8 written. Keys are read
+// 128 bytes a warp; a tile's pairs of one digit leave in one run, 8 pairs on average, in 32-byte sectors that L2
+// completes. At 820,000 pairs and two passes everything stays in L2.
 #ifndef KRONSAE_SORT_CUH
 #define KRONSAE_SORT_CUH
 #include "row.cuh"

@@ -1,69 +1,48 @@
-// Row by row: the gradient as a sum over what touched the row, straight into Adam. No gradient of the size of a parameter
-// exists. Structs of row.cuh; factors and norms in the order encoder.weight, encoder.bias, decoder.weight, decoder.bias.
+// Row by row: the gradient as a sum over what touched the row, straight into Adam. No gradient of the size of a
+// parameter exists. Structs of row.cuh; factors and norms in the order encoder.weight, encoder.bias, decoder.weight,
+// decoder.bias.
 //
 // kronsae_hot_rows_{f32,bf16}(ByRow list, u32 rows, u32 stride, const u32* gate)
-//     Sums parts of rows that more than 512 pairs touch, into list.pieces and list.piece_coefficients; before kronsae_update_rows,
-//     once for each list. gate: null ok; a device scalar, 0: nothing to do. Any grid, best 2 * ceil(pairs / 512) blocks;
-//     block a multiple of 32, best a thread a piece, round_up(stride * sizeof(T) / 16, 32). No dynamic shared memory.
+//     Sums parts of rows that more than 512 pairs touch, into list.pieces and list.piece_coefficients; before
+//     kronsae_update_rows, once for each list. gate: null ok; a device scalar, 0: nothing to do. Any grid, best 2 *
+//     ceil(pairs / 512) blocks; block a multiple of 32, best a thread a piece, round_up(stride * sizeof(T) / 16, 32).
+//     No dynamic shared memory.
 //
 // kronsae_update_rows_{f32,bf16}(RowUpdate u)
 //     Gradient, Adam, copy of each row; of its bias too. struct RowUpdate (280 bytes):
 //     ByRow main;                  encoder: source = x; decoder: source = residual
-//     ByRow aux;                   AuxK's part: a second list, summed after the first; encoder: source = x, decoder: aux_residual
+//     ByRow aux;                   AuxK's part: a second list, summed after the first; encoder: source = x, decoder:
+//                                  aux_residual
 //     const u32* aux_gate;         null: no second list; device scalar 0: the second list is empty and not looked at
 //     Weights weight;              [rows, stride]; copy null ok
-//     Weights bias;                [rows]; value null: no bias; copy unused
+//     Weights bias;                [rows]; value null: no bias; copy null ok
 //     const Numbers* numbers;      device
 //     const f32* factors;          device, null: 1; factors[0] multiplies the weight's gradient, factors[1] the bias's
-//     const u32* halt;             null ok; device scalar: where it is not 0, nothing is changed (tokens that are not finite)
-//     f32* row_squares;            null ok; [rows] out: squared norm of the row's gradient before factors and projection
+//     const u32* halt;             null ok; device scalar: where it is not 0, nothing is changed (tokens that are not
+//                                  finite)
+//     f32* row_squares;            null ok; [rows] out: squared norm of the row's gradient before factors and
+//                                  projection
 //     f32* bias_squares;           null ok; [rows] out: the same of the bias
 //     f32* value_squares;          null ok; [rows] out: squared norm of the row after its update
-//     f32* gradient;               null, or [rows, stride]: write the gradient (before factors and projection), change nothing
+//     f32* gradient;               null, or [rows, stride]: write the gradient (before factors and projection), change
+//                                  nothing
 //     f32* bias_gradient;          null, or [rows], with `gradient`
 //     u32 rows, stride;
-//     u32 project;                 1, the decoder's: the gradient loses its part along the row, and the row is set to norm 1
+//     u32 project;                 1, the decoder's: the gradient loses its part along the row, and the row is set to
+//                                  norm 1
 //     u32 reserved;
-//     Any grid (blocks take rows in turn), best as many blocks as fit the device, about 16 a multiprocessor; block a multiple
-//     of 32, best round_up(stride * sizeof(T) / 16, 32). Dynamic shared memory: 11 * stride bytes (stride <= 20,480).
+//     Any grid (blocks take rows in turn), best as many blocks as fit the device, about 16 a multiprocessor; block a
+//     multiple of 32, best round_up(stride * sizeof(T) / 16, 32). Dynamic shared memory: 11 * stride bytes (stride <=
+//     20,480).
 //
-// kronsae_column_sums_{f32,bf16}(const T* in, u32 tokens, u32 stride, f32* partial /*[ceil(tokens / 64), stride]*/)
-//     First stage of b_dec's gradient: sums over 64 tokens. Any grid, any block (a warp takes 64 tokens x 512 bytes).
-// kronsae_update_decoder_bias(BiasUpdate u)
-//     Second stage, and Adam. Any grid, any block (a thread a column). struct BiasUpdate (88 bytes):
-//     const f32* partial;          of kronsae_column_sums
-//     Weights weight;              [stride]; copy unused
-//     const Numbers* numbers;
-//     const f32* factor;           device, null: 1
-//     const u32* halt;             null ok
-//     f32* squares;                [stride] out: squares of the gradient's elements
-//     f32* gradient;               null, or [stride]: write the gradient, change nothing
-//     u32 chunks;                  ceil(tokens / 64)
-//     u32 stride;
+// Every result has the same bits for every grid and block. Long rows: the sorted pairs are cut at multiples of 512,
+// and a row of more than 512 is summed as the sums of its parts, in order: what is a part depends on the pairs alone.
 //
-// kronsae_sum_chunks(SumLists s), kronsae_sum_totals(SumLists s)
-//     Sums of up to 8 lists in f64, in two launches. Any grid, any block (a warp takes 1024 elements; a warp a list).
-//     struct SumLists (128 bytes):
-//     const f32* values[8];
-//     f64* partial;                [lists, chunks] scratch
-//     f64* totals;                 [lists] out
-//     u32 lengths[8];
-//     u32 lists;
-//     u32 chunks;                  at least ceil(length / 1024) for the longest
-//     u32 roots;                   bit i: the root of list i's sum is taken (norms from squares)
-//     u32 reserved;
-//
-// kronsae_clip_factors(const Numbers*, const f64* norms /*[4]*/, f32* factors /*[4]*/)
-//     clip / norm where clip > 0 and norm > clip, otherwise 1, by the norms of the PREVIOUS step (zeros before the first).
-//     Launch it before this step's norms overwrite them. One block of 32.
-//
-// Every result has the same bits for every grid and block. Long rows: the sorted pairs are cut at multiples of 512, and a row
-// of more than 512 is summed as the sums of its parts, in order: what is a part depends on the pairs alone.
-//
-// Bytes per element of a row: value and moments read and written once, 24, the copy written, sizeof(T); as 16 bytes a lane of
-// consecutive addresses, 512 a warp, marked as passing so that x and the residual (38 MB at B = 8192, d = 2304, bf16) stay in
-// L2. Per pair: sizeof(T) * stride of `source` (512 consecutive bytes a warp, mostly from L2), 12 bytes of lists; pairs of
-// one token and row that are neighbours are merged first, so that wide heads do not read x once for every latent.
+// Bytes per element of a row: value and moments read and written once, 24, the copy written, sizeof(T); as 16 bytes a
+// lane of consecutive addresses, 512 a warp, marked as passing so that x and the residual (38 MB at B = 8192, d =
+// 2304, bf16) stay in L2. Per pair: sizeof(T) * stride of `source` (512 consecutive bytes a warp, mostly from L2), 12
+// bytes of lists; pairs of one token and row that are neighbours are merged first, so that wide heads do not read x
+// once for every latent.
 #ifndef KRONSAE_UPDATE_CUH
 #define KRONSAE_UPDATE_CUH
 #include "row.cuh"
@@ -85,32 +64,11 @@ struct RowUpdate {
     u32 rows, stride, project, reserved;
 };
 
-struct BiasUpdate {
-    const float* partial;
-    Weights weight;
-    const Numbers* numbers;
-    const float* factor;
-    const u32* halt;
-    float* squares;
-    float* gradient;
-    u32 chunks, stride;
-};
-
-constexpr u32 SUM_LISTS = 8;
-constexpr u32 SUM_CHUNK = 1024;
-
-struct SumLists {
-    const float* values[SUM_LISTS];
-    double* partial;
-    double* totals;
-    u32 lengths[SUM_LISTS];
-    u32 lists, chunks, roots, reserved;
-};
-
-static_assert(sizeof(RowUpdate) == 280 && sizeof(BiasUpdate) == 88 && sizeof(SumLists) == 128, "as the host lays them out");
+static_assert(sizeof(RowUpdate) == 280, "as the host lays it out");
 
 // Adds pairs begin..end of `list`, times their sources, to this thread's piece of columns, and their coefficients to
-// `coefficients` (a sum for each lane). All lanes of the warp call it; those that are not `inside` the row only take part.
+// `coefficients` (a sum for each lane). All lanes of the warp call it; those that are not `inside` the row only take
+// part.
 template <typename T>
 __device__ __forceinline__ void gather(const ByRow& list, u32 begin, u32 end, u32 stride, u32 piece,
                                        bool inside, float (&sum)[Piece<T>::WIDTH], float& coefficients) {
@@ -175,7 +133,8 @@ __device__ __forceinline__ void row_gradient(const ByRow& list, u32 row, u32 str
         return;
     }
     for (u32 chunk = begin / HOT; chunk * HOT < end; ++chunk) {
-        // As kronsae_hot_rows placed it: 2 c for a part that begins where chunk c does, 2 c + 1 for one that begins inside.
+        // As kronsae_hot_rows placed it: 2 c for a part that begins where chunk c does, 2 c + 1 for one that begins
+        // inside.
         const u64 slot = 2 * u64(chunk) + (begin > chunk * HOT ? 1 : 0);
         coefficients += list.piece_coefficients[slot];
         if (!inside) continue;
@@ -267,6 +226,7 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
                     float b = u.bias.value[row], m = u.bias.first[row], v = u.bias.second[row];
                     adam(numbers, b, m, v, __fmul_rn(coefficients, u.factors ? u.factors[1] : 1.0f));
                     u.bias.value[row] = b, u.bias.first[row] = m, u.bias.second[row] = v;
+                    if (u.bias.copy) static_cast<T*>(u.bias.copy)[row] = from_float<T>(b);
                 }
             }
         }
@@ -339,86 +299,6 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
     }
 }
 
-template <typename T>
-__device__ __forceinline__ void column_sums(const T* __restrict__ in, u32 tokens, u32 stride,
-                                            float* __restrict__ partial) {
-    constexpr u32 WIDTH = Piece<T>::WIDTH;
-    constexpr u32 CHUNK = 64;
-    const u32 pieces = stride / WIDTH, across = (pieces + 31) / 32, chunks = (tokens + CHUNK - 1) / CHUNK;
-    const u32 lane = lane_id(), warps = warps_in_block();
-    for (u64 item = u64(blockIdx.x) * warps + warp_id(); item < u64(chunks) * across;
-         item += u64(gridDim.x) * warps) {
-        const u32 chunk = u32(item / across), piece = u32(item % across) * 32 + lane;
-        if (piece >= pieces) continue;
-        float sum[WIDTH] = {};
-        const u32 end = min(tokens, (chunk + 1) * CHUNK);
-#pragma unroll 4
-        for (u32 token = chunk * CHUNK; token < end; ++token) {
-            float row[WIDTH];
-            load_piece(in + u64(token) * stride, piece, row);
-#pragma unroll
-            for (u32 c = 0; c < WIDTH; ++c) sum[c] += row[c];
-        }
-#pragma unroll
-        for (u32 q = 0; q < WIDTH / 4; ++q) {
-            const float part[4] = {sum[4 * q], sum[4 * q + 1], sum[4 * q + 2], sum[4 * q + 3]};
-            store_piece<float>(partial + u64(chunk) * stride, piece * (WIDTH / 4) + q, part);
-        }
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_update_decoder_bias(BiasUpdate u) {
-    if (!u.gradient && u.halt && *u.halt != 0) return;
-    const Numbers numbers = *u.numbers;
-    const float factor = u.factor ? *u.factor : 1.0f;
-    for (u32 column = blockIdx.x * blockDim.x + threadIdx.x; column < u.stride; column += gridDim.x * blockDim.x) {
-        float gradient = 0.0f;
-#pragma unroll 8
-        for (u32 chunk = 0; chunk < u.chunks; ++chunk) gradient += u.partial[u64(chunk) * u.stride + column];
-        u.squares[column] = __fmul_rn(gradient, gradient);
-        if (u.gradient) {
-            u.gradient[column] = gradient;
-            continue;
-        }
-        float b = u.weight.value[column], m = u.weight.first[column], v = u.weight.second[column];
-        adam(numbers, b, m, v, __fmul_rn(gradient, factor));
-        u.weight.value[column] = b, u.weight.first[column] = m, u.weight.second[column] = v;
-    }
-}
-
-// Each chunk by one warp.
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sum_chunks(SumLists s) {
-    const u32 lane = lane_id(), warps = warps_in_block();
-    for (u32 item = blockIdx.x * warps + warp_id(); item < s.lists * s.chunks; item += gridDim.x * warps) {
-        const u32 list = item / s.chunks, chunk = item % s.chunks;
-        const u32 length = s.lengths[list];
-        double sum = 0.0;
-        for (u32 i = chunk * SUM_CHUNK + lane; i < min(length, (chunk + 1) * SUM_CHUNK); i += 32) {
-            sum += double(s.values[list][i]);
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) s.partial[item] = sum;
-    }
-}
-
-// Each list by one warp.
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sum_totals(SumLists s) {
-    const u32 lane = lane_id(), warps = warps_in_block();
-    for (u32 list = blockIdx.x * warps + warp_id(); list < s.lists; list += gridDim.x * warps) {
-        double sum = 0.0;
-        for (u32 chunk = lane; chunk < s.chunks; chunk += 32) sum += s.partial[list * s.chunks + chunk];
-        sum = warp_sum(sum);
-        if (lane == 0) s.totals[list] = (s.roots >> list & 1u) != 0 ? sqrt(sum) : sum;
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
-    kronsae_clip_factors(const Numbers* numbers, const double* norms, float* factors) {
-    if (blockIdx.x > 0 || threadIdx.x >= 4) return;
-    const double clip = double(numbers->clip), norm = norms[threadIdx.x];
-    factors[threadIdx.x] = clip > 0.0 && norm > clip ? float(clip / norm) : 1.0f;
-}
-
 #define KRONSAE_UPDATE(T, SUFFIX) \
     extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) \
         kronsae_hot_rows_##SUFFIX(ByRow list, u32 rows, u32 stride, const u32* gate) { \
@@ -427,10 +307,6 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
     extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_update_rows_##SUFFIX(RowUpdate u) { \
         KRONSAE_DYNAMIC_SHARED(shared); \
         update_rows<T>(u, reinterpret_cast<float*>(shared)); \
-    } \
-    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) \
-        kronsae_column_sums_##SUFFIX(const T* in, u32 tokens, u32 stride, float* partial) { \
-        column_sums<T>(in, tokens, stride, partial); \
     }
 
 KRONSAE_UPDATE(float, f32)
