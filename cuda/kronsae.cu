@@ -11,3 +11,8 @@
 //   (`__fmul_rn`, `__fsqrt_rn`). Compile without fast-math and without flushing to zero.
 #include "common.cuh"
 #include "select.cuh"
+#include "decode.cuh"
+#include "sort.cuh"
+#include "sums.cuh"
+#include "update.cuh"
+#include "auxk.cuh"
