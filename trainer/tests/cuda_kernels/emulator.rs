@@ -21,36 +21,36 @@ struct Library {
 
 /// How kernels run: none of it may show in a result.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Run {
+pub(crate) struct Run {
     /// Blocks.
-    pub grid: u32,
+    pub(crate) grid: u32,
     /// Threads of a block.
-    pub block: u32,
+    pub(crate) block: u32,
     /// 0 lockstep, 1 greedy, 2 reverse, 3 + n random.
-    pub schedule: i32,
+    pub(crate) schedule: i32,
 }
 
 /// Runs kernels; one test at a time, for the schedule is the library's.
-pub struct Emulator {
+pub(crate) struct Emulator {
     library: &'static Library,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Emulator {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static TURN: Mutex<()> = Mutex::new(());
         static LIBRARY: OnceLock<Library> = OnceLock::new();
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         Emulator { library: LIBRARY.get_or_init(|| open(&library_path())), _turn: turn }
     }
 
-    pub fn launch(&self, kernel: &str, run: Run, shared: usize, mut arguments: Arguments) {
+    pub(crate) fn launch(&self, kernel: &str, run: Run, shared: usize, mut arguments: Arguments) {
         let name = CString::new(kernel).unwrap();
         let mut pointers: Vec<*mut c_void> =
             arguments.0.iter_mut().map(|value| std::ptr::from_mut(&mut **value).cast::<c_void>()).collect();
         let (grid, block) = ([run.grid, 1, 1], [run.block, 1, 1]);
-        // SAFETY: the library's own functions, with a name, extents and pointers that live until they return; the values
-        // are what the kernel's parameters are, as far as a test can promise that.
+        // SAFETY: the library's own functions, with a name, extents and pointers that live until they return; the
+        // values are what the kernel's parameters are, as far as a test can promise that.
         let failed = unsafe {
             (self.library.schedule)(run.schedule);
             (self.library.launch)(name.as_ptr(), grid.as_ptr(), block.as_ptr(), shared as u64, pointers.as_mut_ptr())
@@ -64,7 +64,7 @@ impl Emulator {
 }
 
 /// What a kernel is launched with, in its order.
-pub struct Arguments(pub Vec<Box<dyn Any>>);
+pub(crate) struct Arguments(pub(crate) Vec<Box<dyn Any>>);
 
 /// Arguments of a launch: numbers, `#[repr(C)]` structs, and addresses as u64.
 macro_rules! arguments {
@@ -85,7 +85,12 @@ fn library_path() -> PathBuf {
     if time(&to) < newest || !to.exists() {
         let build = cuda.join("emulate/build.sh");
         let status = Command::new("sh").arg(&build).arg(&to).status();
-        assert!(status.is_ok_and(|s| s.success()), "{} could not build {} (it needs g++)", build.display(), to.display());
+        assert!(
+            status.is_ok_and(|s| s.success()),
+            "{} could not build {} (it needs g++)",
+            build.display(),
+            to.display()
+        );
     }
     to
 }
@@ -111,7 +116,7 @@ fn open(path: &Path) -> Library {
 }
 
 /// Memory that kernels read and write, at a multiple of 64 bytes and not a byte longer than it is.
-pub struct Buffer<T> {
+pub(crate) struct Buffer<T> {
     pointer: *mut u8,
     len: usize,
     of: PhantomData<T>,
@@ -119,7 +124,7 @@ pub struct Buffer<T> {
 
 impl<T: Copy + 'static> Buffer<T> {
     /// `len` elements of which every byte is 0.
-    pub fn zeroed(len: usize) -> Self {
+    pub(crate) fn zeroed(len: usize) -> Self {
         // SAFETY: the size is not 0.
         let pointer = unsafe { alloc_zeroed(Self::layout(len)) };
         assert!(!pointer.is_null());
@@ -127,7 +132,7 @@ impl<T: Copy + 'static> Buffer<T> {
     }
 
     /// `len` elements of garbage: NaNs and huge integers.
-    pub fn garbage(len: usize) -> Self {
+    pub(crate) fn garbage(len: usize) -> Self {
         let buffer = Self::zeroed(len);
         // SAFETY: the allocation is as long.
         unsafe { buffer.pointer.write_bytes(0xFF, len * size_of::<T>()) };
@@ -135,7 +140,7 @@ impl<T: Copy + 'static> Buffer<T> {
     }
 
     /// A copy of `from`.
-    pub fn of(from: &[T]) -> Self {
+    pub(crate) fn of(from: &[T]) -> Self {
         let buffer = Self::zeroed(from.len());
         // SAFETY: both are `from.len()` elements long, and apart.
         unsafe { buffer.pointer.cast::<T>().copy_from_nonoverlapping(from.as_ptr(), from.len()) };
@@ -147,12 +152,12 @@ impl<T: Copy + 'static> Buffer<T> {
     }
 
     /// What a kernel is given.
-    pub fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         self.pointer as u64
     }
 
     /// The elements, when no kernel runs.
-    pub fn get(&self) -> &[T] {
+    pub(crate) fn get(&self) -> &[T] {
         // SAFETY: `len` elements, initialised when they were allocated; kernels run only inside `launch`, which this
         // borrow cannot span, for it copies out or ends before.
         unsafe { std::slice::from_raw_parts(self.pointer.cast::<T>(), self.len) }
@@ -168,7 +173,7 @@ impl<T> Drop for Buffer<T> {
 }
 
 /// An element type of the kernels.
-pub trait Element: Copy + 'static {
+pub(crate) trait Element: Copy + 'static {
     /// In kernels' names.
     const NAME: &'static str;
     /// Rounded to nearest even.

@@ -75,7 +75,11 @@ fn only_counted_pairs_take_part() {
                 assert_eq!(count, 0, "{run:?}");
                 assert!(out.starts.get().iter().all(|&start| start == 0), "{run:?}");
             } else {
-                assert_eq!((&out.keys.get()[..count], &out.positions.get()[..count]), (&*sorted, &*positions), "{run:?}");
+                assert_eq!(
+                    (&out.keys.get()[..count], &out.positions.get()[..count]),
+                    (&*sorted, &*positions),
+                    "{run:?}"
+                );
                 assert_eq!(out.starts.get(), starts, "{run:?}");
             }
         }

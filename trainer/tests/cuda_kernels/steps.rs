@@ -25,8 +25,8 @@ fn cpu(state: TrainState, settings: StepSettings, tokens: usize) -> CpuBackend {
     CpuBackend::new(state, settings, tokens, 1).unwrap()
 }
 
-/// Row by row: no element further from what it should be than `tolerance` of the row's largest (or of a thousandth of the
-/// whole's, for rows that cancel).
+/// Row by row: no element further from what it should be than `tolerance` of the row's largest (or of a thousandth of
+/// the whole's, for rows that cancel).
 fn close(what: &str, found: &[f32], expected: &[f64], row: usize, tolerance: f64) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let largest = |row: &[f64]| row.iter().fold(0.0_f64, |max, v| max.max(v.abs()));
@@ -112,7 +112,8 @@ fn compare<T: Element>(case: &Case, problem: &Problem<'_>, outcome: &Outcome<T>,
         let name = format!("{}: gradient of {}", case.name, NAMES[i]);
         close(&name, &found, &expected.parameters[i], parameter.cols, of_sums);
     }
-    let near = |a: f64, b: f64, what: &str| assert!((a - b).abs() <= 1e-5 * b.abs(), "{}: {what} {a} for {b}", case.name);
+    let near =
+        |a: f64, b: f64, what: &str| assert!((a - b).abs() <= 1e-5 * b.abs(), "{}: {what} {a} for {b}", case.name);
     near(outcome.sums.get()[0], expected.squares, "squares");
     near(outcome.aux_loss, expected.aux_loss, "AuxK's loss");
     expected
@@ -132,7 +133,9 @@ fn gradients_are_those_of_the_cpu_and_of_f64() {
         empty += outcome.by_latent.starts.get().windows(2).filter(|w| w[0] == w[1]).count();
         let used = outcome.by_encoder_row.count.get()[0] as usize;
         let slots = outcome.row_ids.get().len() / problem.tokens;
-        let pair = |i: usize| (outcome.by_encoder_row.keys.get()[i], outcome.by_encoder_row.positions.get()[i] as usize / slots);
+        let pair = |i: usize| {
+            (outcome.by_encoder_row.keys.get()[i], outcome.by_encoder_row.positions.get()[i] as usize / slots)
+        };
         merged += (1..used).filter(|&i| pair(i) == pair(i - 1)).count();
 
         let mut cpu = cpu(case.fill().state, problem.settings, problem.tokens);
@@ -200,7 +203,12 @@ fn a_step_is_that_of_the_cpu() {
         let stats = cpu.step(input(&problem)).unwrap();
         let expected = cpu.state().unwrap();
         compare_states(&case, &outcome, expected);
-        assert_eq!((outcome.dead_rows.len(), outcome.revived as usize), (stats.dead_rows, stats.revived_rows), "{}", case.name);
+        assert_eq!(
+            (outcome.dead_rows.len(), outcome.revived as usize),
+            (stats.dead_rows, stats.revived_rows),
+            "{}",
+            case.name
+        );
         revived += stats.revived_rows;
         if problem.settings.clip.is_some() {
             for (found, expected) in outcome.gradient_norms.get().iter().zip(expected.gradient_norms) {
@@ -342,7 +350,8 @@ fn the_dead_are_listed_in_order() {
     let encoder = Encoder::Dense { latents: 4 };
     let state = TrainState::new(encoder, 8, 1).unwrap();
     for (n, every) in [(1, 1), (1024, 1024), (1025, 3), (5000, 7), (3000, 1)] {
-        let last: Vec<u64> = (0..n).map(|i| if (i + 1) % every == 0 { 3_000_000_000_000 } else { 3_000_000_000_001 }).collect();
+        let last: Vec<u64> =
+            (0..n).map(|i| if (i + 1) % every == 0 { 3_000_000_000_000 } else { 3_000_000_000_001 }).collect();
         let buffer = Buffer::of(&last);
         let problem = Problem {
             state: &state,
