@@ -6,17 +6,17 @@ use std::any::Any;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 type LaunchFn = unsafe extern "C" fn(*const c_char, *const u32, *const u32, u64, *mut *mut c_void) -> c_int;
 type ErrorFn = unsafe extern "C" fn() -> *const c_char;
-type ScheduleFn = unsafe extern "C" fn(c_int);
+type NumberFn = unsafe extern "C" fn(c_int);
 
 struct Library {
     launch: LaunchFn,
     error: ErrorFn,
-    schedule: ScheduleFn,
+    schedule: NumberFn,
+    plant: NumberFn,
 }
 
 /// How kernels run: none of it may show in a result.
@@ -42,6 +42,12 @@ impl Emulator {
         static LIBRARY: OnceLock<Library> = OnceLock::new();
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         Emulator { library: LIBRARY.get_or_init(|| open(&library_path())), _turn: turn }
+    }
+
+    /// Takes a barrier out of the kernels, by its number; 0 puts all back.
+    pub(crate) fn plant(&self, barrier: i32) {
+        // SAFETY: the library's own function, which takes any number.
+        unsafe { (self.library.plant)(barrier) }
     }
 
     pub(crate) fn launch(&self, kernel: &str, run: Run, shared: usize, mut arguments: Arguments) {
@@ -72,27 +78,13 @@ macro_rules! arguments {
 }
 pub(crate) use arguments;
 
-/// The library that `KRONSAE_CUDA_EMULATION` names; without it, one that is built here.
+/// The library that `KRONSAE_CUDA_EMULATION` names.
 fn library_path() -> PathBuf {
-    if let Some(path) = std::env::var_os("KRONSAE_CUDA_EMULATION") {
-        return path.into();
-    }
-    let cuda = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cuda");
-    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libkronsae_emulate_training.so");
-    let time = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
-    let files = |folder: &Path| std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect::<Vec<_>>();
-    let newest = [files(&cuda), files(&cuda.join("emulate"))].concat().iter().filter_map(|f| time(f)).max();
-    if time(&to) < newest || !to.exists() {
-        let build = cuda.join("emulate/build.sh");
-        let status = Command::new("sh").arg(&build).arg(&to).status();
-        assert!(
-            status.is_ok_and(|s| s.success()),
-            "{} could not build {} (it needs g++)",
-            build.display(),
-            to.display()
-        );
-    }
-    to
+    std::env::var_os("KRONSAE_CUDA_EMULATION")
+        .expect(
+            "KRONSAE_CUDA_EMULATION names no library of emulated kernels: run cargo xtask test --only cuda-emulation",
+        )
+        .into()
 }
 
 fn open(path: &Path) -> Library {
@@ -110,7 +102,8 @@ fn open(path: &Path) -> Library {
         Library {
             launch: std::mem::transmute::<*mut c_void, LaunchFn>(symbol(c"kronsae_emulate_launch")),
             error: std::mem::transmute::<*mut c_void, ErrorFn>(symbol(c"kronsae_emulate_error")),
-            schedule: std::mem::transmute::<*mut c_void, ScheduleFn>(symbol(c"kronsae_emulate_schedule")),
+            schedule: std::mem::transmute::<*mut c_void, NumberFn>(symbol(c"kronsae_emulate_schedule")),
+            plant: std::mem::transmute::<*mut c_void, NumberFn>(symbol(c"kronsae_emulate_plant")),
         }
     }
 }

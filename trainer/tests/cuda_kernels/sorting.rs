@@ -24,6 +24,7 @@ fn expected(keys: &[u32], valid: impl Fn(usize) -> bool, rows: usize) -> (Vec<u3
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn sorted_as_by_a_stable_sort() {
     let emulator = Emulator::new();
     let sizes = [
@@ -54,6 +55,7 @@ fn sorted_as_by_a_stable_sort() {
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn only_counted_pairs_take_part() {
     let emulator = Emulator::new();
     let (tokens, slots, rows) = (150, 17, 400);

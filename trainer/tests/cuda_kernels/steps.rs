@@ -1,14 +1,16 @@
 //! Steps of the device against steps of the CPU and gradients in f64.
 
 use crate::cases::{CASES, Case, RUNS};
-use crate::emulator::{Buffer, Element, Emulator};
+use crate::emulator::{Buffer, Element, Emulator, Run};
 use crate::reference::{self, Gradients};
-use crate::step::{HOT, Outcome, Problem, Resident, numbers, step};
+use crate::step::{Device, HOT, Outcome, Problem, Resident, numbers, step};
 use half::bf16;
 use kronsae::sae::Encoder;
 use kronsae_trainer::backend::cpu::CpuBackend;
 use kronsae_trainer::backend::{Backend, Parameter, StepInput, StepSettings, TrainState};
 
+/// The last `PLANTABLE_BARRIER` of the training kernels; the first is 5.
+const PLANTED: i32 = 17;
 const NAMES: [&str; 4] = ["encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"];
 
 fn input<'a>(problem: &Problem<'a>) -> StepInput<'a> {
@@ -120,6 +122,7 @@ fn compare<T: Element>(case: &Case, problem: &Problem<'_>, outcome: &Outcome<T>,
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn gradients_are_those_of_the_cpu_and_of_f64() {
     let (mut hot, mut hot_aux, mut empty, mut merged) = (0, 0, 0, 0);
     for case in CASES {
@@ -160,6 +163,7 @@ fn gradients_are_those_of_the_cpu_and_of_f64() {
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn bf16_gradients_are_those_of_f64_from_the_same_bf16() {
     for case in CASES {
         let filled = case.fill();
@@ -193,6 +197,7 @@ fn compare_states(case: &Case, outcome: &Outcome<f32>, expected: &TrainState) {
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn a_step_is_that_of_the_cpu() {
     let (mut revived, mut clipped) = (0, 0);
     for case in CASES {
@@ -233,6 +238,7 @@ fn a_step_is_that_of_the_cpu() {
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn clipping_by_the_last_norms_changes_the_step() {
     let case = CASES.iter().find(|case| case.clip.is_some()).unwrap();
     let mut filled = case.fill();
@@ -268,6 +274,7 @@ fn adam(problem: &Problem<'_>, from: &Parameter, row: usize, gradient: &[f64], p
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn a_bf16_step_keeps_f32_masters_and_rounds_its_copies() {
     for case in CASES {
         let mut filled = case.fill();
@@ -301,6 +308,7 @@ fn a_bf16_step_keeps_f32_masters_and_rounds_its_copies() {
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn revived_rows_have_bf16_copies_too() {
     let case = CASES.iter().find(|case| case.silent.len() > 3).unwrap();
     let filled = case.fill();
@@ -325,6 +333,7 @@ fn revived_rows_have_bf16_copies_too() {
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn tokens_that_are_not_finite_change_nothing() {
     for case in CASES {
         let filled = case.fill();
@@ -342,10 +351,41 @@ fn tokens_that_are_not_finite_change_nothing() {
     }
 }
 
+/// A barrier taken out of the kernels changes a result, or stops the emulation, under some schedule.
+#[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
+fn planted_races_are_found() {
+    const BARRIERS: std::ops::RangeInclusive<i32> = 5..=PLANTED;
+    let cases = [CASES[0], CASES[3], CASES[5], CASES[9]];
+    let filled = cases.map(|case| case.fill());
+    let right = |barrier: i32, run: Run| -> Vec<Vec<Vec<u32>>> {
+        let emulator = Emulator::new();
+        emulator.plant(barrier);
+        let mut all: Vec<_> =
+            filled.iter().map(|filled| bits(&step::<f32>(&emulator, run, &filled.problem(false)))).collect();
+        // Lists of several tiles.
+        let last: Vec<u64> = (0..5000).map(|i| 95_000 + i % 7 / 3 * 5000).collect();
+        let numbers = Buffer::of(&[numbers(&filled[0].problem(false))]);
+        let (list, count) = Device { emulator: &emulator, run }.dead(&Buffer::of(&last), &numbers, false, 5000);
+        all.push(vec![list.get().to_vec(), count.get().to_vec()]);
+        emulator.plant(0);
+        all
+    };
+    let expected = right(0, RUNS[0]);
+    for barrier in BARRIERS {
+        let found = RUNS.iter().filter(|run| run.block > 32).any(|&run| {
+            let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| right(barrier, run)));
+            Emulator::new().plant(0);
+            ran.is_err() || ran.is_ok_and(|out| out != expected)
+        });
+        assert!(found, "without barrier {barrier} every schedule still gives right results");
+    }
+}
+
 /// Lists of the dead over several tiles, and what is at their edges.
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn the_dead_are_listed_in_order() {
-    use crate::step::Device;
     let emulator = Emulator::new();
     let encoder = Encoder::Dense { latents: 4 };
     let state = TrainState::new(encoder, 8, 1).unwrap();
