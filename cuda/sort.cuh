@@ -112,8 +112,8 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sort_
 }
 
 extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sort_scatter(SortPass p) {
-    KRONSAE_DYNAMIC_SHARED(shared);
-    u32* const next = reinterpret_cast<u32*>(shared); // [warps, DIGITS]: where a warp's next pair of a digit goes
+    KRONSAE_DYNAMIC_SHARED(block_shared);
+    u32* const next = reinterpret_cast<u32*>(block_shared); // [warps, DIGITS]: where a warp's next pair of a digit goes
     __shared__ u32 base[DIGITS];       // pairs of lower digits
     const u32 n = sort_size(p);
     const u32 tiles = (n + SORT_TILE - 1) / SORT_TILE;

@@ -230,8 +230,9 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
                 }
             }
         }
-        // From here on a thread has quads of four columns: consecutive lanes, consecutive 16 bytes of f32.
-        PLANTABLE_BARRIER(12);
+        // From here on a thread has quads of four columns: consecutive lanes, consecutive 16 bytes of f32. (Pieces of f32
+        // are quads; then each thread goes on with its own.)
+        if (WIDTH > 4) PLANTABLE_BARRIER(12);
         for (u32 quad = threadIdx.x; quad < quads; quad += blockDim.x) {
             float w[4] = {}, g[4], scaled[4], square = 0.0f, dot = 0.0f;
             if (!capture) load_stream(u.weight.value + at, quad, w);
@@ -305,8 +306,8 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
         hot_rows<T>(list, rows, stride, gate); \
     } \
     extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_update_rows_##SUFFIX(RowUpdate u) { \
-        KRONSAE_DYNAMIC_SHARED(shared); \
-        update_rows<T>(u, reinterpret_cast<float*>(shared)); \
+        KRONSAE_DYNAMIC_SHARED(block_shared); \
+        update_rows<T>(u, reinterpret_cast<float*>(block_shared)); \
     }
 
 KRONSAE_UPDATE(float, f32)

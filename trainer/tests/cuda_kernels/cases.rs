@@ -78,7 +78,7 @@ pub(crate) const CASES: [Case; 12] = [
         k: 3,
         k_aux: 6,
         dead: 2,
-        bias: 1.0,
+        bias: 3.0,
         ..PLAIN
     },
     Case { name: "no latents at all", tokens: 3, bias: -1000.0, k_aux: 2, dead: 4, ..PLAIN },
