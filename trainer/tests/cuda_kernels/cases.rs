@@ -114,6 +114,11 @@ pub(crate) const RUNS: [Run; 6] = [
     Run { grid: 1, block: 1024, schedule: 5 },
 ];
 
+/// As many of them as there is time for: `KRONSAE_CUDA_CASES` is set where the sanitizers' library is tested.
+pub(crate) fn runs() -> &'static [Run] {
+    if std::env::var_os("KRONSAE_CUDA_CASES").is_some() { &RUNS[2..5] } else { &RUNS }
+}
+
 /// A case with its numbers filled in.
 pub(crate) struct Filled {
     pub(crate) state: TrainState,
