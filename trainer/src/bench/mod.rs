@@ -20,6 +20,7 @@ pub mod scaling;
 pub mod selection;
 pub mod table;
 mod torch;
+pub mod traffic;
 
 pub use contender::{Peers, Shape};
 pub use torch::PYTHON_VARIABLE;

@@ -4,6 +4,7 @@ mod encode;
 mod fast;
 mod open;
 mod scaling;
+mod traffic;
 
 use super::{print, print_json, progress_bar, threads_or_all};
 use crate::bench::{Peers, Report, Shape};
@@ -29,6 +30,7 @@ enum What {
     Scaling(scaling::ScalingArgs),
     Fast(fast::FastArgs),
     Open(open::OpenArgs),
+    Traffic(traffic::TrafficArgs),
 }
 
 /// Where the peers are.
@@ -88,6 +90,7 @@ pub fn run(args: Args) -> Result<()> {
         What::Scaling(args) => scaling::run(&args),
         What::Fast(args) => fast::run(&args),
         What::Open(args) => open::run(&args),
+        What::Traffic(args) => traffic::run(&args),
     }
 }
 
