@@ -11,6 +11,7 @@
 //   (`__fmul_rn`, `__fsqrt_rn`). Compile without fast-math and without flushing to zero.
 #include "common.cuh"
 #include "select.cuh"
+#include "input.cuh"
 #include "decode.cuh"
 #include "sort.cuh"
 #include "sums.cuh"

@@ -103,7 +103,7 @@ impl DeviceState {
         Ok(DeviceState {
             device: Arc::clone(device),
             encoder: DeviceParameter::new(on, &state.encoder_weight, element, "the encoder")?,
-            encoder_bias: DeviceParameter::new(on, &state.encoder_bias, Element::F32, "the encoder's bias")?,
+            encoder_bias: DeviceParameter::new(on, &state.encoder_bias, element, "the encoder's bias")?,
             decoder: DeviceParameter::new(on, &state.decoder_weight, element, "the decoder")?,
             decoder_bias: DeviceParameter::new(on, &state.decoder_bias, Element::F32, "the decoder's bias")?,
             fired_at: counts(&state.fired_at, "when latents fired")?,

@@ -134,8 +134,6 @@ pub(super) struct Space {
     pub(super) x: DeviceMemory,
     /// `[chunk, ldy]`, in the element type.
     pub(super) y: DeviceMemory,
-    /// `[ldy]`: the encoder's bias in the element type, where that is not f32.
-    pub(super) bias: Option<DeviceMemory>,
     /// f32 `[batch]`.
     pub(super) norms: DeviceMemory,
     pub(super) main: Lists,
@@ -173,10 +171,6 @@ impl Space {
         let space = Space {
             x: device.allocate(batch * stride * size, "a batch")?,
             y: device.allocate(sizes.chunk * sizes.ldy * size, "pre-activations")?,
-            bias: match sizes.element {
-                Element::F32 => None,
-                Element::Bf16 => Some(device.allocate(sizes.ldy * 2, "the encoder's bias")?),
-            },
             norms: words(batch, "norms")?,
             main: Lists::new(device, sizes, sizes.k, "lists of latents")?,
             aux: match sizes.k_aux {

@@ -1,6 +1,6 @@
 //! A whole step as a list of kernels, none of which needs the host: it can be captured in a graph and replayed.
 
-use super::abi::{Address, BiasUpdate, ByRow, Revival, RowUpdate, SUM_LISTS, Shape, SumLists, Weights};
+use super::abi::{Address, BiasUpdate, ByRow, Revival, RowUpdate, SUM_LISTS, Shape, SumLists};
 use super::launch::{Launcher, kernel, row_block};
 use super::parameters::{DeviceState, NORMS};
 use super::sort::Touched;
@@ -40,7 +40,6 @@ impl Step<'_> {
             self.on.start(Kernel("kronsae_clip_factors"), 1, 32, 0, &mut arguments)?;
         }
         self.list_dead(&self.state.fired_at, self.sizes.encoder.latents(), false)?;
-        self.round_bias()?;
         for first in (0..tokens).step_by(self.sizes.chunk) {
             self.chunk(first, self.sizes.chunk.min(tokens - first), tokens)?;
         }
@@ -81,16 +80,6 @@ impl Step<'_> {
         memory.at(first * row)
     }
 
-    /// Products take the bias in the type of their results.
-    fn round_bias(&self) -> Result<()> {
-        let Some(bias) = &self.space.bias else { return Ok(()) };
-        let rows = self.sizes.encoder.rows() as u32;
-        let mut arguments = Arguments::new();
-        arguments.push(self.state.encoder_bias.value()).push(1_u32).push(rows).push(rows).null().push(1.0_f32);
-        arguments.memory(bias).push(self.sizes.ldy as u32);
-        self.on.start(Kernel("kronsae_input_f32_bf16"), rows.div_ceil(8 * BLOCK), BLOCK, 0, &mut arguments)
-    }
-
     /// Pre-activations, selection and decoding of `count` of all `tokens` tokens, from `first` on.
     fn chunk(&self, first: usize, count: usize, tokens: usize) -> Result<()> {
         let (sizes, space) = (self.sizes, self.space);
@@ -106,7 +95,7 @@ impl Step<'_> {
             x_stride: self.stride(),
             w: self.state.encoder.read(),
             w_stride: self.stride(),
-            bias: space.bias.as_ref().map_or(self.state.encoder_bias.value(), DeviceMemory::address),
+            bias: self.state.encoder_bias.read(),
             y: space.y.address(),
             y_stride: sizes.ldy as u32,
             workspace: 0,
@@ -389,7 +378,7 @@ impl Step<'_> {
             residual: space.main.residual.address(),
             value_squares: state.norms.at(8 * (NORMS - 1)),
             encoder: state.encoder.weights(),
-            bias: without_copy(state.encoder_bias.weights()),
+            bias: state.encoder_bias.weights(),
             decoder: state.decoder.weights(),
             positive_at: state.positive_at.address(),
             numbers: space.numbers.address(),
@@ -405,8 +394,4 @@ impl Step<'_> {
         }
         Ok(())
     }
-}
-
-fn without_copy(weights: Weights) -> Weights {
-    Weights { copy: 0, ..weights }
 }
