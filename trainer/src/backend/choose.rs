@@ -118,6 +118,16 @@ pub fn open() -> Result<Opened> {
     Ok(Arc::new(kronsae::cuda::CudaDevice::open(0)?))
 }
 
+/// Whether [`open`] gives an emulated device.
+#[cfg(feature = "cuda")]
+#[must_use]
+pub fn is_emulated() -> bool {
+    #[cfg(feature = "cuda-emulation")]
+    return std::env::var_os(kronsae::cuda::EMULATION).is_some();
+    #[cfg(not(feature = "cuda-emulation"))]
+    return false;
+}
+
 /// # Errors
 /// Always: it was built without.
 #[cfg(not(feature = "cuda"))]

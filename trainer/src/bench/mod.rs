@@ -7,6 +7,8 @@
 
 pub mod contender;
 pub mod fast;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod machine;
 pub mod measure;
 #[cfg(feature = "onnxruntime")]

@@ -96,6 +96,11 @@ impl Input {
         Ok(())
     }
 
+    /// Bytes of the device's memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.slots.iter().map(|slot| slot.incoming.bytes()).sum()
+    }
+
     fn make_slots(&mut self, bytes: usize) -> Result<()> {
         while self.slots.len() < SLOTS {
             let slot = Slot {

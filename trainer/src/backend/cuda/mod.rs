@@ -144,8 +144,20 @@ impl CudaBackend {
         self.state.parameter_bytes()
     }
 
-    /// Runs the last step's kernels again, on the batch that lies on the device, as a step of number `step`: for measuring, where nothing but the device's
-    /// own time should be. Returns before it is done.
+    /// Bytes of the device's memory that a step works in, its pinned buffers' counterparts included.
+    #[must_use]
+    pub fn working_bytes(&self) -> usize {
+        self.space.bytes() + self.input.bytes()
+    }
+
+    /// Whether steps of whole batches are replayed from a graph.
+    #[must_use]
+    pub fn has_graph(&self) -> bool {
+        matches!(self.replay, Replay::Captured(_))
+    }
+
+    /// Runs a step of number `step` on the batch that the last step left on the device: for measuring, where nothing but
+    /// the device's own time should be. Returns before it is done; tokens are not counted.
     ///
     /// # Errors
     /// Device errors.

@@ -63,6 +63,13 @@ impl SortSpace {
         })
     }
 
+    /// Bytes of all of it.
+    pub(super) fn bytes(&self) -> usize {
+        let SortSpace { keys, positions, histograms, totals, counts, pieces, piece_coefficients, tile_stride: _ } = self;
+        let single = [histograms, totals, counts, pieces, piece_coefficients];
+        single.into_iter().chain(keys).chain(positions).map(DeviceMemory::bytes).sum()
+    }
+
     /// Enqueues the sort of a list of `tokens` tokens. What comes back is valid until the next sort in this memory.
     pub(super) fn sort(&self, on: &Launcher<'_>, list: &Touched, tokens: usize) -> Result<ByRow> {
         let n = (tokens * list.slots) as u32;

@@ -112,6 +112,15 @@ impl Lists {
     }
 }
 
+impl Lists {
+    fn bytes(&self) -> usize {
+        let Lists { counts, indices, values, row_ids, row_coefficients, residual, squares, .. } = self;
+        let memory = [counts, indices, values, row_ids, row_coefficients, residual, squares];
+        let starts = [&self.latent_starts, &self.row_starts];
+        memory.into_iter().chain(starts).map(DeviceMemory::bytes).sum::<usize>() + self.sort.bytes()
+    }
+}
+
 /// Where each number of [`Space::found`] lies: what a step leaves for the host, copied back at once.
 pub(super) mod found {
     /// f64: sums over tokens of |x_hat - x|^2, of |x|^2, and of |e_hat - e|^2.
@@ -198,6 +207,34 @@ impl Space {
         };
         device.upload(&space.two, 0, &2.0_f64.to_ne_bytes())?;
         Ok(space)
+    }
+
+    /// Bytes of all of it.
+    pub(super) fn bytes(&self) -> usize {
+        let Space {
+            x,
+            y,
+            norms,
+            main,
+            aux,
+            positive,
+            column_sums,
+            squares,
+            partial,
+            tile_counts,
+            dead_latents,
+            dead_rows,
+            order,
+            numbers,
+            factors,
+            two,
+            found,
+        } = self;
+        let single = [x, y, norms, positive, column_sums, partial, tile_counts, dead_latents, dead_rows, order];
+        let small = [numbers, factors, two, found];
+        let memory = single.into_iter().chain(small).chain(squares);
+        let lists = [Some(main), aux.as_ref()].into_iter().flatten().map(Lists::bytes);
+        memory.map(DeviceMemory::bytes).sum::<usize>() + lists.sum::<usize>()
     }
 
     /// The address of a number in `found`.

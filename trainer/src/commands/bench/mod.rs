@@ -2,6 +2,8 @@
 
 mod encode;
 mod fast;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod open;
 mod scaling;
 mod traffic;
@@ -31,6 +33,8 @@ enum What {
     Fast(fast::FastArgs),
     Open(open::OpenArgs),
     Traffic(traffic::TrafficArgs),
+    #[cfg(feature = "cuda")]
+    Gpu(gpu::GpuArgs),
 }
 
 /// Where the peers are.
@@ -91,6 +95,8 @@ pub fn run(args: Args) -> Result<()> {
         What::Fast(args) => fast::run(&args),
         What::Open(args) => open::run(&args),
         What::Traffic(args) => traffic::run(&args),
+        #[cfg(feature = "cuda")]
+        What::Gpu(args) => gpu::run(&args),
     }
 }
 
