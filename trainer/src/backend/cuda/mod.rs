@@ -157,14 +157,16 @@ impl CudaBackend {
     }
 
     /// Runs a step of number `step` on the batch that the last step left on the device: for measuring, where nothing but
-    /// the device's own time should be. Returns before it is done; tokens are not counted.
+    /// the device's own time should be. Returns before it is done. Its tokens are counted as those of any step.
     ///
     /// # Errors
     /// Device errors.
     pub fn again(&mut self, step: u64, learning_rate: f32) -> Result<()> {
         let rows = self.sizes.batch;
         self.write_numbers(rows, step, learning_rate)?;
-        self.run(rows)
+        self.run(rows)?;
+        self.host.tokens += rows as u64;
+        Ok(())
     }
 
     fn launcher(&self) -> Launcher<'_> {
