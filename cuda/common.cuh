@@ -78,8 +78,8 @@ static __device__ __forceinline__ u64 key_of(float value, u32 index) {
 }
 static __device__ __forceinline__ float key_value(u64 key) { return __uint_as_float((u32)(key >> 33)); }
 static __device__ __forceinline__ u32 key_index(u64 key) { return 0xFFFFFFFFu - (u32)key; }
-/// The lowest bit of the value in a key.
-#define KRONSAE_KEY_VALUE_BIT 33
+/// The smallest key of a latent whose value reaches `value`; no latent's key is 0.
+static __device__ __forceinline__ u64 key_floor(float value) { return (u64)__float_as_uint(value) << 33; }
 
 // ---------------------------------------------------------------------------------------------------- shared memory, PTX
 
@@ -110,6 +110,15 @@ template <int PENDING> static __device__ __forceinline__ void copy_async_wait() 
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 #endif
+
+/// A barrier that the tests can take out by its number, to see that the emulation finds it missing.
+#ifndef KRONSAE_PLANT_RACE
+#define KRONSAE_PLANT_RACE 0
+#endif
+#define PLANTABLE_BARRIER(number)                        \
+    do {                                                 \
+        if (KRONSAE_PLANT_RACE != (number)) __syncthreads(); \
+    } while (0)
 
 // ------------------------------------------------------------------------------------------------------------ reductions
 
@@ -174,8 +183,8 @@ struct RadixScratch {
 };
 
 /// A floor that selects the k largest of the keys that `each` passes to its argument in this thread, over all threads: as
-/// many as reach it. If there are fewer than k, 0. Only bits from `low` on are looked at: where keys agree in those, more
-/// than k may reach the floor. Collective; k > 0.
+/// many as reach it. If there are fewer than k, 0. Only bits from `low` on, a multiple of 8, are looked at: where keys agree
+/// in those, more than k may reach the floor. Collective; k > 0.
 ///
 /// Radix selection, a byte a round from the top. It ends as soon as the bucket of the k-th holds no key too many, after
 /// three rounds where values are spread as usual. Keys are enumerated again in each round rather than kept: what they are
@@ -185,7 +194,6 @@ static __device__ __forceinline__ u64 kth_key(Each each, u32 k, int low, RadixSc
     u64 prefix = 0;
     u32 remaining = k;
     for (int shift = 56;; shift -= 8) {
-        if (shift < low) shift = low;
         for (u32 b = threadIdx.x; b < 256; b += blockDim.x) scratch.histogram[b] = 0;
         __syncthreads();
         each([&](u64 key) {

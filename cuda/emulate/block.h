@@ -97,6 +97,13 @@ class Block {
         return self.result;
     }
 
+    /// Ends the block with a fault, as a kernel does that finds its arguments impossible.
+    [[noreturn]] void trap(const char* file, int line) {
+        fail("%s:%d: the kernel trapped", file, line);
+        switch_context(current_->context, host_, true);
+        std::abort(); // a block with a fault is never run again
+    }
+
     /// Lets others run, now and then, where the schedule is random.
     void maybe_yield() {
         if (schedule_ < Schedule::Random || random() % 4 != 0) return;

@@ -120,7 +120,6 @@ class Stack {
         // is then 8 past a multiple of 16, as after a call.
         auto top = reinterpret_cast<uintptr_t*>(bottom_ + STACK_BYTES);
         *--top = 0;
-        *--top = 0;
         *--top = reinterpret_cast<uintptr_t>(entry);
         for (int i = 0; i < 6; i++) *--top = 0;
         context.stack_pointer = top;

@@ -9,6 +9,7 @@
 #include "block.h"
 
 #include <cmath>
+#include <type_traits>
 
 #define KRONSAE_EMULATE 1
 
@@ -16,7 +17,6 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __noinline__ __attribute__((noinline))
 #define __constant__ static const
 #define __shared__ static __attribute__((section("kronsae_shared")))
 #define __align__(bytes) __attribute__((aligned(bytes)))
@@ -156,7 +156,7 @@ static constexpr int warpSize = 32;
 
 static inline void __threadfence() {}
 static inline void __threadfence_block() {}
-static inline void __trap() { std::abort(); }
+#define __trap() emulate::block.trap(EMULATE_HERE)
 
 // The second operand's type follows the first's, as the overloads of CUDA convert it.
 template <class T> struct EmulateSame { using Type = T; };
@@ -225,10 +225,6 @@ static inline double __dmul_rn(double a, double b) { return a * b; }
 static inline double __dadd_rn(double a, double b) { return a + b; }
 static inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 
-using ::fmaf;
-using ::fmaxf;
-using ::fminf;
-using ::sqrtf;
 // As CUDA's overloads: mixed operands of one signedness meet in their common type.
 template <class A, class B> static inline std::common_type_t<A, B> min(A a, B b) {
     using T = std::common_type_t<A, B>;

@@ -9,12 +9,11 @@
 //
 // Launches of several host threads wait for each other. Blocks run one after another, so kernels whose blocks wait for
 // each other cannot run here.
-#include "language.h"
-
 #include <mutex>
-#include <tuple>
 #include <type_traits>
 #include <utility>
+
+#include "language.h" // last: some of CUDA's names look like the standard library's own
 
 namespace emulate {
 Launch launch;
