@@ -1,35 +1,7 @@
 //! The structs that kernels take, laid out as `cuda/row.cuh`, `cuda/sort.cuh` and `cuda/update.cuh` have them. Pointers
 //! are device addresses; 0 is null.
 
-use kronsae::sae::Encoder;
-
-/// A device address.
-pub(super) type Address = u64;
-
-/// An encoder's shape.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Shape {
-    /// 0: kron; 1: dense.
-    kind: u32,
-    heads: u32,
-    base: u32,
-    extension: u32,
-    rows: u32,
-    latents: u32,
-}
-
-impl Shape {
-    pub(super) fn of(encoder: Encoder) -> Self {
-        let (rows, latents) = (encoder.rows() as u32, encoder.latents() as u32);
-        match encoder {
-            Encoder::Kron { heads, base, extension } => {
-                Shape { kind: 0, heads: heads as u32, base: base as u32, extension: extension as u32, rows, latents }
-            }
-            Encoder::Dense { .. } => Shape { kind: 1, heads: 0, base: 0, extension: 0, rows, latents },
-        }
-    }
-}
+pub(super) use kronsae::cuda::Address;
 
 /// What changes from step to step; lies in device memory.
 #[repr(C)]

@@ -1,13 +1,10 @@
 //! Starting kernels: how many blocks, how many threads, under which name.
 
-use super::abi::{BiasUpdate, ByRow, Revival, RowUpdate, Shape, SortPass, SumLists};
+use super::abi::{BiasUpdate, ByRow, Revival, RowUpdate, SortPass, SumLists};
 use kronsae::Result;
 use kronsae::cuda::{Argument, Arguments, Device, Element, Kernel, Product};
 
-// SAFETY (of all below): `#[repr(C)]`, of numbers alone, laid out as the kernels' parameters are; sizes are checked in abi.rs.
-// SAFETY: as said above.
-unsafe impl Argument for Shape {}
-// SAFETY: as said above.
+// SAFETY: `#[repr(C)]`, of numbers alone, laid out as the kernel's parameter is, with the size that abi.rs checks (so below).
 unsafe impl Argument for ByRow {}
 // SAFETY: as said above.
 unsafe impl Argument for SortPass {}

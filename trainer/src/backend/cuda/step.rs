@@ -1,13 +1,13 @@
 //! A whole step as a list of kernels, none of which needs the host: it can be captured in a graph and replayed.
 
-use super::abi::{Address, BiasUpdate, ByRow, Revival, RowUpdate, SUM_LISTS, Shape, SumLists};
+use super::abi::{Address, BiasUpdate, ByRow, Revival, RowUpdate, SUM_LISTS, SumLists};
 use super::launch::{Launcher, kernel, row_block};
 use super::parameters::{DeviceState, NORMS};
 use super::sort::Touched;
 use super::space::{Lists, Sizes, Space, found};
 use crate::backend::StepSettings;
 use kronsae::Result;
-use kronsae::cuda::{Arguments, DeviceMemory, Element, Kernel, Product};
+use kronsae::cuda::{Arguments, DeviceMemory, Element, Kernel, Product, Selecting, Shape, selection_shared_bytes};
 
 /// Threads of blocks that have no better number.
 const BLOCK: u32 = 256;
@@ -110,7 +110,8 @@ impl Step<'_> {
         arguments.push(Self::row(&main.indices, first, 4 * main.k)).push(Self::row(&main.values, first, 4 * main.k));
         arguments.push(main.k as u32).null().null();
         arguments.memory(&space.positive).push(space.found(found::NOT_FINITE));
-        self.select(kernel!(sizes.element, "select"), count, &mut arguments)?;
+        let selecting = Selecting::Rows { positive: true };
+        self.select(kernel!(sizes.element, "select"), main.k, selecting, count, &mut arguments)?;
 
         let scale = 2.0 / (tokens as f32 * sizes.d as f32);
         let residual = Self::row(&main.residual, first, row);
@@ -129,7 +130,7 @@ impl Step<'_> {
         arguments.memory(&space.dead_latents).push(gate).push(aux.k as u32).push(Self::row(&aux.counts, first, 4));
         arguments.push(Self::row(&aux.indices, first, 4 * aux.k)).push(Self::row(&aux.values, first, 4 * aux.k));
         arguments.push(aux.k as u32);
-        self.select(kernel!(sizes.element, "select_dead"), count, &mut arguments)?;
+        self.select(kernel!(sizes.element, "select_dead"), aux.k, Selecting::Lists, count, &mut arguments)?;
 
         let mut arguments = Arguments::new();
         self.push_lists(&mut arguments, aux, first, count);
@@ -153,8 +154,16 @@ impl Step<'_> {
         arguments.push(Self::row(&lists.row_coefficients, first, 4 * lists.row_slots)).push(lists.row_slots as u32);
     }
 
-    fn select(&self, kernel: Kernel, tokens: usize, arguments: &mut Arguments) -> Result<()> {
-        self.on.start(kernel, tokens as u32, SELECT_BLOCK, 0, arguments)
+    fn select(
+        &self,
+        kernel: Kernel,
+        k: usize,
+        selecting: Selecting,
+        tokens: usize,
+        arguments: &mut Arguments,
+    ) -> Result<()> {
+        let shared = selection_shared_bytes(&self.shape(), k, selecting, self.on.device().shared_bytes());
+        self.on.start(kernel, tokens as u32, SELECT_BLOCK, shared, arguments)
     }
 
     fn decode(&self, kernel: Kernel, tokens: usize, arguments: &mut Arguments) -> Result<()> {
