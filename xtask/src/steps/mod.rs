@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the list of steps, and what runs them.
 
 mod csharp;
+mod cuda;
 mod go;
 mod llama;
 mod rust;
@@ -73,6 +74,12 @@ const STEPS: &[Step] = &[
         "the shared library exports the golden list and nothing else",
         true,
         native::exported_symbols,
+    ),
+    tests(
+        "cuda-emulation",
+        "the CUDA kernels of selection run on the CPU, again under sanitizers, and with planted races",
+        false,
+        cuda::emulation,
     ),
     check("abi", "programs built against the recorded interface and the last release go on working", true, abi::check),
     check("c-and-cpp", "C and C++ programs against the shared and the static library", true, native::c_and_cpp),

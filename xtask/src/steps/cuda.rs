@@ -1,0 +1,84 @@
+//! The CUDA kernels without CUDA: their source, compiled by g++ over cuda/emulate, runs as the tests' library.
+
+use super::Report;
+use crate::process::{cargo, run};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Barriers of the kernels that a build can be without: `PLANTABLE_BARRIER` in cuda/.
+const PLANTED: u32 = 4;
+/// Shared memory is a section of its own, which AddressSanitizer leaves alone unless told.
+const SANITIZE: [&str; 4] = [
+    "-fsanitize=address,undefined",
+    "-fsanitize-sections=kronsae_shared",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+];
+/// Kernels that are wrong on purpose, for the tests of the emulation itself.
+const FAULTS: &str = "-DKRONSAE_EMULATE_FAULTS";
+
+/// Builds the kernels for the CPU as target/cuda/NAME.so with these additional flags.
+///
+/// # Errors
+/// What the compiler said, or `missing tool: g++`.
+pub(super) fn build(root: &Path, name: &str, flags: &[&str]) -> Result<PathBuf, String> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
+    let folder = target.join("cuda");
+    std::fs::create_dir_all(&folder).map_err(|e| format!("{}: cannot create: {e}", folder.display()))?;
+    let library = folder.join(format!("{name}.so"));
+    let mut version = Command::new(compiler());
+    version.arg("--version");
+    run(version).map_err(|_| "missing tool: g++ (Debian: apt-get install g++)".to_owned())?;
+    let mut command = Command::new(root.join("cuda/emulate/build.sh"));
+    command.arg(&library).args(flags);
+    let ran = run(command)?;
+    if ran.success { Ok(library) } else { Err(format!("{name}.so of cuda/ does not compile\n{}", ran.output)) }
+}
+
+fn compiler() -> std::ffi::OsString {
+    std::env::var_os("CXX").unwrap_or("g++".into())
+}
+
+/// The path of a library of the compiler's own, such as AddressSanitizer's.
+fn library_of_compiler(name: &str) -> Result<String, String> {
+    let mut command = Command::new(compiler());
+    command.arg(format!("-print-file-name={name}"));
+    Ok(run(command)?.output.trim().to_owned())
+}
+
+/// The kernels of selection against the CPU's selector: as they are, under sanitizers, with planted races.
+pub(super) fn emulation(root: &Path) -> Report {
+    match try_emulation(root) {
+        Ok(report) => report,
+        Err(error) => match error.strip_prefix("missing tool: ") {
+            Some(tool) => Report { skipped: 1, missing: Some(tool.trim_end().to_owned()), ..Report::default() },
+            None => Report { failed: 1, output: error, ..Report::default() },
+        },
+    }
+}
+
+fn try_emulation(root: &Path) -> Result<Report, String> {
+    let plain = build(root, "kernels", &[FAULTS])?;
+    let mut sanitize = SANITIZE.to_vec();
+    sanitize.push(FAULTS);
+    let sanitized = build(root, "kernels_sanitized", &sanitize)?;
+    for planted in 1..=PLANTED {
+        build(root, &format!("planted-{planted}"), &[&format!("-DKRONSAE_PLANT_RACE={planted}")])?;
+    }
+    let test = |library: &Path, rest: &[&str]| {
+        let args = ["test", "--package", "kronsae", "--test", "cuda_select", "--", "--ignored"];
+        let mut command = cargo(root, &[&args, rest].concat());
+        command.env("KRONSAE_CUDA_EMULATION", library).env("KRONSAE_CUDA_PLANTED", library.with_file_name("planted"));
+        command
+    };
+    let mut report = Report::of_tests(run(test(&plain, &[])));
+    // The sanitizer's runtime has to come before all others, so it is loaded into the test's process, and only there:
+    // cargo and the compiler would be slow under it, and leak.
+    let mut command = test(&sanitized, &["--skip", "planted_races", "--skip", "a_million"]);
+    let preload = format!("env LD_PRELOAD={}", library_of_compiler("libasan.so")?);
+    command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", &preload);
+    command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", &preload);
+    command.env("ASAN_OPTIONS", "detect_leaks=0:abort_on_error=1").env("KRONSAE_CUDA_CASES", "60");
+    report.add(&Report::of_tests(run(command)));
+    Ok(report)
+}
