@@ -254,7 +254,7 @@ impl Arguments {
 /// A product of matrices: `y[t, r] = sum over i of x[t, i] * w[r, i] + bias[r]`, accumulated in f32.
 ///
 /// F32 inputs are multiplied as true f32, not as TF32. Sizes and strides are in elements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Product {
     /// t.
     pub tokens: u32,
@@ -280,7 +280,7 @@ pub struct Product {
     pub y: Address,
     /// Elements from one token's result to the next.
     pub y_stride: u32,
-    /// Memory for the product to work in, at a multiple of 256: [`Device::product_workspace`] says how much is used. Null
+    /// Memory for the product to work in, at a multiple of 256, [`Device::product_workspace`] bytes. Null
     /// for the device's own, which serves the device's own stream alone.
     pub workspace: Address,
 }
@@ -351,6 +351,12 @@ pub trait Device: Send + Sync {
     /// The device's own stream, which all functions use that take none.
     fn stream(&self) -> Stream;
 
+    /// Refuses a stream of another device or context, whose work could not be joined.
+    ///
+    /// # Errors
+    /// [`crate::Status::InvalidArgument`].
+    fn check_stream(&self, stream: Stream) -> Result<()>;
+
     /// Most shared memory of one block, in bytes.
     fn shared_bytes(&self) -> u32;
 
@@ -407,7 +413,8 @@ pub trait Device: Send + Sync {
     /// [`crate::Status::Internal`] if the device fails.
     fn admit(&self, arrival: &Arrival) -> Result<()>;
 
-    /// Starts a kernel on `stream`: `grid` blocks of `block` threads, with `shared_bytes` of dynamic shared memory.
+    /// Starts a kernel on `stream`: `grid[0] x grid[1]` blocks of `block` threads, with `shared_bytes` of dynamic shared
+    /// memory.
     ///
     /// # Errors
     /// [`crate::Status::Unsupported`] if there is no such kernel or the device cannot run it in that shape;
@@ -421,13 +428,13 @@ pub trait Device: Send + Sync {
         &self,
         stream: Stream,
         kernel: Kernel,
-        grid: u32,
+        grid: [u32; 2],
         block: u32,
         shared_bytes: u32,
         arguments: &mut Arguments,
     ) -> Result<()>;
 
-    /// As [`Device::launch_on`], on the device's own stream.
+    /// As [`Device::launch_on`], on the device's own stream: `grid` blocks.
     ///
     /// # Errors
     /// As [`Device::launch_on`].
@@ -443,21 +450,25 @@ pub trait Device: Send + Sync {
         arguments: &mut Arguments,
     ) -> Result<()> {
         // SAFETY: the caller's promise; the stream is the device's.
-        unsafe { self.launch_on(self.stream(), kernel, grid, block, shared_bytes, arguments) }
+        unsafe { self.launch_on(self.stream(), kernel, [grid, 1], block, shared_bytes, arguments) }
     }
 
-    /// Bytes of workspace that a product of this shape (its addresses are not looked at) needs, a multiple of 256. How the
-    /// product is computed is decided here and remembered: a first call of a shape takes milliseconds.
+    /// Bytes of workspace that a product may use, a multiple of 256.
+    fn product_workspace(&self) -> usize;
+
+    /// Decides how products of this shape are computed (the addresses of `x`, `w` and `y` are not looked at), which takes
+    /// milliseconds; a product that was not prepared does it itself.
     ///
     /// # Errors
-    /// [`crate::Status::Unsupported`] if the device has no way to compute it.
-    fn product_workspace(&self, product: &Product) -> Result<usize>;
+    /// [`crate::Status::InvalidArgument`] as [`Product::check`], of sizes and strides; [`crate::Status::Unsupported`] if the
+    /// device has no way to compute it.
+    fn prepare_product(&self, product: &Product) -> Result<()>;
 
     /// Starts a product on `stream`.
     ///
     /// # Errors
     /// [`crate::Status::InvalidArgument`] as [`Product::check`], or if there is no workspace and the stream is not the
-    /// device's own; else as [`Device::product_workspace`]; [`crate::Status::Internal`] if the device fails.
+    /// device's own; else as [`Device::prepare_product`]; [`crate::Status::Internal`] if the device fails.
     ///
     /// # Safety
     /// As [`Device::launch_on`], of the product's addresses.

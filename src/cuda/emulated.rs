@@ -20,8 +20,8 @@ const ALIGNMENT: usize = 256;
 const WORKSPACE: usize = 512;
 /// The most dynamic shared memory of a block, as of an H200.
 const SHARED_BYTES: u32 = 227 << 10;
-/// Blocks "resident" at once: few, so that each takes several pieces of work.
-const RESIDENT: u32 = 3;
+/// Blocks "resident" at once: few, so that each takes several pieces of work, and enough that what needs many is tried.
+const RESIDENT: u32 = 8;
 
 type Launch = unsafe extern "C" fn(*const c_char, *const u32, *const u32, u64, *mut *mut c_void) -> c_int;
 type Schedule = unsafe extern "C" fn(c_int);
@@ -205,6 +205,10 @@ impl Device for EmulatedDevice {
         Stream(std::ptr::null_mut())
     }
 
+    fn check_stream(&self, _stream: Stream) -> Result<()> {
+        Ok(())
+    }
+
     fn shared_bytes(&self) -> u32 {
         SHARED_BYTES
     }
@@ -263,13 +267,13 @@ impl Device for EmulatedDevice {
         &self,
         _stream: Stream,
         kernel: Kernel,
-        grid: u32,
+        [columns, rows]: [u32; 2],
         block: u32,
         shared_bytes: u32,
         arguments: &mut Arguments,
     ) -> Result<()> {
         let name = CString::new(kernel.0).map_err(|_| Error::invalid("a kernel's name has a NUL inside"))?;
-        let (grid, block) = ([grid, 1, 1], [block, 1, 1]);
+        let (grid, block) = ([columns, rows, 1], [block, 1, 1]);
         let pointers = arguments.pointers().as_mut_ptr();
         // SAFETY: the caller's promise about the kernel and its arguments; the arrays have three numbers each.
         let failed =
@@ -282,8 +286,12 @@ impl Device for EmulatedDevice {
         Err(Error::new(Status::Internal, format!("emulated kernel: {text}")))
     }
 
-    fn product_workspace(&self, _product: &Product) -> Result<usize> {
-        Ok(WORKSPACE)
+    fn product_workspace(&self) -> usize {
+        WORKSPACE
+    }
+
+    fn prepare_product(&self, _product: &Product) -> Result<()> {
+        Ok(())
     }
 
     unsafe fn product_on(&self, _stream: Stream, product: &Product) -> Result<()> {
