@@ -75,7 +75,8 @@ impl Problem {
 }
 
 pub(super) fn run(device: &Arc<dyn Device>, emulated: bool, progress: &mut dyn FnMut(&str)) -> Result<Vec<Check>> {
-    let mut checks = Vec::new();
+    progress("checking the runtime's encoder");
+    let mut checks = vec![super::encodes::check(device)?];
     let shapes = [
         ("kron", Encoder::Kron { heads: 24, base: 2, extension: 4 }),
         ("wide heads", Encoder::Kron { heads: 3, base: 8, extension: 12 }),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Milliseconds of the median of `calls` calls, each waited for; a few before them are not timed.
-fn median(device: &dyn Device, calls: usize, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+pub(super) fn median(device: &dyn Device, calls: usize, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     for _ in 0..3 {
         call()?;
     }
@@ -108,6 +108,7 @@ pub(super) fn run(
     let product = product_time(&**device, step, step.batch, calls)?;
     report.measures.push(Measure::plain("product alone", product, "ms", format!("{} tokens", step.batch)));
 
+    super::encodes::run(device, options, product, report, progress)?;
     progress("measuring a training step");
     let (time, backend) = step_time(device, step, calls)?;
     let floor = 1e3 * step.floor(peaks, true);

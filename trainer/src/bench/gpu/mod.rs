@@ -3,6 +3,7 @@
 //! there, and the report says so.
 
 mod checks;
+mod encodes;
 mod measures;
 
 use super::table::aligned;
