@@ -354,7 +354,7 @@ impl Step<'_> {
     /// Lists the latents that are dead as the step begins, or the rows that are as it ends.
     fn list_dead(&self, last: &DeviceMemory, count: usize, rows: bool) -> Result<()> {
         let space = self.space;
-        let mut arguments = || {
+        let arguments = || {
             let mut arguments = Arguments::new();
             arguments.memory(last).push(count as u32).memory(&space.numbers).push(u32::from(rows));
             arguments.push(self.settings.dead_after).memory(&space.tile_counts);
