@@ -71,7 +71,12 @@ impl Compiler {
             let Some(newest) = known.iter().filter(|number| **number < architecture.number()).max() else {
                 return Err(Error::new(
                     Status::Unsupported,
-                    format!("libnvrtc {}.{} knows no architecture up to {}", version.0, version.1, architecture.machine()),
+                    format!(
+                        "libnvrtc {}.{} knows no architecture up to {}",
+                        version.0,
+                        version.1,
+                        architecture.machine()
+                    ),
                 ));
             };
             (format!("compute_{newest}"), false)
