@@ -8,8 +8,8 @@
 //   is busy while the selection of this one runs.
 // - A head is read from shared memory by a group of LANES lanes, in words of two bf16 where m and n are even. Heads lie
 //   W words apart; 32 / LANES of them are read at a time, and their banks collide gcd(W, 32) / LANES-fold. So LANES is that
-//   gcd where a head has so many words, which costs log2(LANES) shuffles, and more for wide heads, so that a tile's heads
-//   keep all warps busy.
+//   gcd where a head's sides have so many words, which costs log2(LANES) shuffles, and more for wide heads, so that a
+//   tile's heads keep all warps busy.
 // - Head maxima stay in shared memory where they fit (32 KB here); with 48 KB of ring and 8 KB of lists two blocks of 512
 //   threads share a multiprocessor, so that one streams while the other selects.
 #ifndef KRONSAE_STREAM_CUH
@@ -31,7 +31,21 @@ struct Cut {
     bool pairs;     // whether elements are read two at a time
 };
 
-static __device__ __forceinline__ u32 floor_power_of_two(u32 v) { return v == 0 ? 1 : 1u << (31 - __clz((int)v)); }
+/// The largest power of two up to `v`, at least 1.
+static constexpr __device__ u32 floor_power_of_two(u32 v) {
+    u32 power = 1;
+    while (power <= v / 2) power *= 2;
+    return power;
+}
+
+/// Lanes that share a head of so many words, `base_words` of which are base rows.
+static constexpr __device__ u32 lanes_of(u32 words, u32 base_words) {
+    const u32 bank_stride = words & (0u - words), base = floor_power_of_two(base_words); // its gcd with powers of two
+    const u32 against_conflicts = bank_stride < base ? bank_stride : base;
+    const u32 for_width = floor_power_of_two(words / 8);
+    const u32 lanes = against_conflicts > for_width ? against_conflicts : for_width;
+    return lanes < 32 ? lanes : 32;
+}
 
 template <class T> static __device__ __forceinline__ Cut cut_rows(const Shape& s) {
     Cut cut;
@@ -41,10 +55,8 @@ template <class T> static __device__ __forceinline__ Cut cut_rows(const Shape& s
     cut.tile_rows = (u32)(KRONSAE_TILE_BYTES / sizeof(T) / group * group);
     cut.tiles = cut.tile_rows == 0 ? 0 : (s.rows + cut.tile_rows - 1) / cut.tile_rows;
     cut.pairs = sizeof(T) == 2 && s.base % 2 == 0 && s.extension % 2 == 0 && s.kind == KRONSAE_KRON;
-    const u32 words = cut.pairs ? cut.width / 2 : cut.width;
-    const u32 base_words = cut.pairs ? s.base / 2 : s.base;
-    const u32 against_conflicts = min(words & (0u - words), floor_power_of_two(base_words)); // gcd with a power of two
-    cut.lanes = cut.tile_rows == 0 ? 32 : min(max(against_conflicts, floor_power_of_two(words / 8)), 32u);
+    const u32 step = cut.pairs ? 2 : 1;
+    cut.lanes = cut.tile_rows == 0 ? 32 : lanes_of(cut.width / step, s.base / step);
     return cut;
 }
 
@@ -97,40 +109,51 @@ static __device__ __forceinline__ void see(float v, float& largest, bool& bad) {
     largest = v > largest ? v : largest;
 }
 
-/// The largest positive value of `count` elements of one side of a head, or 0: those of this lane among `lanes`.
-template <class T>
+/// The largest positive value of `count` elements of one side of a head, or 0: those of this lane among `lanes`. Where
+/// everything but the lane is known to the compiler and `EVEN` says that lanes divide the elements, the loop is unrolled.
+template <bool EVEN, class T>
 static __device__ __forceinline__ float side_max(const T* from, u32 count, u32 lane, u32 lanes, bool pairs, bool& bad) {
     float largest = 0.0f;
-    if (sizeof(T) == 2 && pairs) {
-        for (u32 e = lane; e < count / 2; e += lanes) {
+    const u32 words = pairs ? count / 2 : count;
+#pragma unroll
+    for (u32 i = 0; i < (EVEN ? words / lanes : (words + lanes - 1) / lanes); i++) {
+        const u32 e = lane + i * lanes;
+        if (!EVEN && e >= words) break;
+        if (pairs) {
             const u32 word = reinterpret_cast<const u32*>(from)[e];
             see(__uint_as_float(word << 16), largest, bad);
             see(__uint_as_float(word & 0xFFFF0000u), largest, bad);
+        } else {
+            see(to_float(from[e]), largest, bad);
         }
-    } else {
-        for (u32 e = lane; e < count; e += lanes) see(to_float(from[e]), largest, bad);
     }
     return largest;
 }
 
-/// Head maxima of `count` heads that lie one behind the other at `from`, in shared or global memory; `store(head, max)` is
-/// called once a head, `head` counted from 0; it is infinite or NaN where anything in the head is not finite.
-template <class T, class Store>
-static __device__ __forceinline__ void head_maxima(const Shape& s, const Cut& cut, const T* from, u32 count, Seen& seen,
-                                                   Store store) {
-    const u32 groups = blockDim.x / cut.lanes, group = threadIdx.x / cut.lanes, lane = threadIdx.x % cut.lanes;
+/// `head_maxima` for heads of M x N, or, where these are 0, of any shape.
+template <u32 M, u32 N, class T, class Store>
+static __device__ __forceinline__ void maxima_of(const Shape& s, const Cut& cut, const T* from, u32 count, Seen& seen,
+                                                 Store store) {
+    constexpr bool KNOWN = M != 0;
+    constexpr bool PAIRS = sizeof(T) == 2 && M % 2 == 0 && N % 2 == 0;
+    constexpr u32 STEP = PAIRS ? 2 : 1;
+    constexpr u32 LANES = lanes_of((M + N) / STEP, M / STEP);
+    static_assert(!KNOWN || (M / STEP % LANES == 0 && N / STEP % LANES == 0), "lanes divide both sides");
+    const u32 m = KNOWN ? M : s.base, n = KNOWN ? N : s.extension, lanes = KNOWN ? LANES : cut.lanes;
+    const bool pairs = sizeof(T) == 2 && (KNOWN ? PAIRS : cut.pairs);
+    const u32 groups = blockDim.x / lanes, group = threadIdx.x / lanes, lane = threadIdx.x % lanes;
     u32 turn = 0;
     for (u32 first = 0; first < count; first += groups, turn++) {
         const u32 head = first + group;
         float p = 0.0f, q = 0.0f;
         bool bad = false;
         if (head < count) {
-            const T* rows = from + (u64)head * cut.width;
-            p = side_max(rows, s.base, lane, cut.lanes, cut.pairs, bad);
-            q = side_max(rows + s.base, s.extension, lane, cut.lanes, cut.pairs, bad);
+            const T* rows = from + (u64)head * (m + n);
+            p = side_max<KNOWN>(rows, m, lane, lanes, pairs, bad);
+            q = side_max<KNOWN>(rows + m, n, lane, lanes, pairs, bad);
             if (bad) p = infinity(); // so that the whole group learns of it: the product is infinite or NaN
         }
-        for (u32 by = cut.lanes / 2; by > 0; by /= 2) {
+        for (u32 by = lanes / 2; by > 0; by /= 2) {
             const float other_p = __shfl_xor_sync(KRONSAE_FULL_WARP, p, by);
             const float other_q = __shfl_xor_sync(KRONSAE_FULL_WARP, q, by);
             p = other_p > p ? other_p : p;
@@ -139,8 +162,27 @@ static __device__ __forceinline__ void head_maxima(const Shape& s, const Cut& cu
         const float product = __fmul_rn(p, q);
         seen.bad |= !is_below_infinity(product);
         // The lanes of a group take turns in owning its heads.
-        if (lane == turn % cut.lanes && product > seen.largest) seen.largest = product;
+        if (lane == turn % lanes && product > seen.largest) seen.largest = product;
         if (head < count && lane == 0) store(head, product);
+    }
+}
+
+/// Head maxima of `count` heads that lie one behind the other at `from`, in shared or global memory; `store(head, max)` is
+/// called once a head, `head` counted from 0; it is infinite or NaN where anything in the head is not finite.
+template <class T, class Store>
+static __device__ __forceinline__ void head_maxima(const Shape& s, const Cut& cut, const T* from, u32 count, Seen& seen,
+                                                   Store store) {
+    // The shapes that models have: no loop within a head is left then.
+    if (s.base == 2 && s.extension == 4) {
+        maxima_of<2, 4>(s, cut, from, count, seen, store);
+    } else if (s.base == 4 && s.extension == 4) {
+        maxima_of<4, 4>(s, cut, from, count, seen, store);
+    } else if (s.base == 4 && s.extension == 8) {
+        maxima_of<4, 8>(s, cut, from, count, seen, store);
+    } else if (s.base == 8 && s.extension == 8) {
+        maxima_of<8, 8>(s, cut, from, count, seen, store);
+    } else {
+        maxima_of<0, 0>(s, cut, from, count, seen, store);
     }
 }
 

@@ -1,5 +1,31 @@
 #include "block.h"
 
+#if defined(__x86_64__)
+asm(R"(
+    .text
+    .hidden kronsae_emulate_switch
+    .globl kronsae_emulate_switch
+    .type kronsae_emulate_switch, @function
+kronsae_emulate_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+    .size kronsae_emulate_switch, .-kronsae_emulate_switch
+)");
+#endif
+
 namespace emulate {
 
 Block block;

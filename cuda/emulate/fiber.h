@@ -26,30 +26,8 @@ constexpr size_t STACK_BYTES = 256 << 10;
 constexpr size_t GUARD_BYTES = 4096;
 
 #if defined(__x86_64__)
+/// Saves the stack pointer at `save` and goes on at `load`. In block.cpp.
 extern "C" __attribute__((visibility("hidden"))) void kronsae_emulate_switch(void** save, void* load);
-asm(R"(
-    .text
-    .hidden kronsae_emulate_switch
-    .globl kronsae_emulate_switch
-    .type kronsae_emulate_switch, @function
-kronsae_emulate_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-    .size kronsae_emulate_switch, .-kronsae_emulate_switch
-)");
 #endif
 
 /// A place that can be switched to: the scheduler's own stack, or a fiber's.

@@ -1,6 +1,6 @@
 //! Encoding on an NVIDIA GPU: activations and latents in the device's memory, on the caller's stream.
 
-use super::buffers::{Extent, disjoint, output};
+use super::buffers::output;
 use super::error::{boundary, destructor, kronsae_error};
 use super::handle::{self, Handle};
 use super::sae::kronsae_sae;
@@ -85,44 +85,48 @@ unsafe impl Versioned for kronsae_device_latents {
     const FIRST_SIZE: usize = offset_of!(Self, skipped_rows) + size_of::<*mut u32>();
 }
 
-impl kronsae_device_latents {
-    /// Entries in `indices` and in `values` of the first `rows` rows.
-    fn entries(&self, rows: usize) -> Result<usize> {
-        if self.reserved != 0 {
-            return Err(Error::invalid(format!("kronsae_device_latents: reserved is {}, expected 0", self.reserved)));
-        }
-        if rows > self.rows {
-            return Err(Error::invalid(format!(
-                "kronsae_device_latents: room for {} rows, the activations have {rows}",
-                self.rows
-            )));
-        }
-        rows.checked_mul(self.capacity).ok_or_else(|| {
-            Error::invalid(format!("kronsae_device_latents: {rows} rows of capacity {} overflow", self.capacity))
-        })
-    }
-
-    /// Where the buffers of the first `rows` rows are.
-    fn extents(&self, rows: usize, entries: usize) -> [Extent; 6] {
-        [
-            Extent::new("counts", self.counts.cast_const(), rows),
-            Extent::new("indices", self.indices.cast_const(), entries),
-            Extent::new("values", self.values.cast_const(), entries),
-            Extent::new("active", self.active.cast_const(), rows),
-            Extent::new("row_flags", self.row_flags.cast_const(), rows),
-            Extent::new("skipped_rows", self.skipped_rows.cast_const(), 1),
-        ]
-    }
-}
-
 /// Builds with the device encoder.
 #[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
 mod device {
     use super::*;
+    use crate::capi::buffers::{Extent, disjoint};
     use crate::capi::sae::Model;
     use crate::capi::views::dtype;
     use crate::cuda::{Compute, DeviceActivations, DeviceLatents, DeviceSae, DeviceSaeOptions, Stream};
     use std::sync::Arc;
+
+    impl kronsae_device_latents {
+        /// Entries in `indices` and in `values` of the first `rows` rows.
+        fn entries(&self, rows: usize) -> Result<usize> {
+            if self.reserved != 0 {
+                return Err(Error::invalid(format!(
+                    "kronsae_device_latents: reserved is {}, expected 0",
+                    self.reserved
+                )));
+            }
+            if rows > self.rows {
+                return Err(Error::invalid(format!(
+                    "kronsae_device_latents: room for {} rows, the activations have {rows}",
+                    self.rows
+                )));
+            }
+            rows.checked_mul(self.capacity).ok_or_else(|| {
+                Error::invalid(format!("kronsae_device_latents: {rows} rows of capacity {} overflow", self.capacity))
+            })
+        }
+
+        /// Where the buffers of the first `rows` rows are.
+        fn extents(&self, rows: usize, entries: usize) -> [Extent; 6] {
+            [
+                Extent::new("counts", self.counts.cast_const(), rows),
+                Extent::new("indices", self.indices.cast_const(), entries),
+                Extent::new("values", self.values.cast_const(), entries),
+                Extent::new("active", self.active.cast_const(), rows),
+                Extent::new("row_flags", self.row_flags.cast_const(), rows),
+                Extent::new("skipped_rows", self.skipped_rows.cast_const(), 1),
+            ]
+        }
+    }
 
     pub(in crate::capi) struct DeviceSaeBody {
         model: Arc<Model>,

@@ -311,7 +311,7 @@ impl Product {
         if aligned.iter().any(|n| n % 16 != 0) {
             return bad("an address or a stride is not a multiple of 16 bytes");
         }
-        if self.x == 0 || self.w == 0 || self.y == 0 || self.workspace % 256 != 0 {
+        if self.x == 0 || self.w == 0 || self.y == 0 || !self.workspace.is_multiple_of(256) {
             return bad("an address is null, or the workspace misaligned");
         }
         Ok(())

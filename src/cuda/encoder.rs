@@ -1,6 +1,6 @@
 //! Encoding on a device for hosts whose activations are not there: uploaded, encoded, downloaded.
 
-use super::device::{Device, DeviceMemory};
+use super::device::DeviceMemory;
 use super::sae::{DeviceActivations, DeviceLatents, DeviceSae};
 use crate::activations::Activations;
 use crate::encode::{EncodeSummary, LatentsMut, ROW_NOT_FINITE, ROW_TRUNCATED, check_width};

@@ -307,7 +307,7 @@ impl DeviceSae {
             for tokens in tokens {
                 // As it is converted, and as most hosts have it: contiguous.
                 self.device.prepare_product(&self.product(tokens as u32, stride, stride))?;
-                if self.d_model * self.compute.size() % 16 == 0 && inner != stride {
+                if (self.d_model * self.compute.size()).is_multiple_of(16) && inner != stride {
                     self.device.prepare_product(&self.product(tokens as u32, inner, inner))?;
                 }
             }
@@ -344,7 +344,8 @@ impl DeviceSae {
         };
         // A batch of one row has whatever stride suits.
         let stride = if x.rows == 1 { self.d_model * size } else { x.row_stride };
-        let aligned = x.data % 16 == 0 && stride % 16 == 0 && self.d_model * size % 16 == 0;
+        let aligned =
+            x.data.is_multiple_of(16) && stride.is_multiple_of(16) && (self.d_model * size).is_multiple_of(16);
         (same && aligned && stride >= self.d_model * size).then(|| u32::try_from(stride / size).ok()).flatten()
     }
 
@@ -387,7 +388,7 @@ impl DeviceSae {
             }
         }
         let needed = self.layout(x.rows).bytes;
-        if workspace % ALIGNMENT as u64 != 0 || bytes < needed {
+        if !workspace.is_multiple_of(ALIGNMENT as u64) || bytes < needed {
             return Err(Error::invalid(format!(
                 "workspace: {bytes} bytes at {workspace:#x}, expected {needed} bytes for {} rows, at a multiple of \
                  {ALIGNMENT}",

@@ -146,7 +146,10 @@ impl Selecter {
         let mut arguments = Arguments::new();
         arguments.push(self.shape).push(y).push(stride).push(tokens);
         arguments.push(self.selection.capacity() as u32).push(mode).push(theta).push(self.thresholds);
-        arguments.push(at(out.counts, 4)).push(at(out.indices, 4 * out.capacity)).push(at(out.values, 4 * out.capacity));
+        arguments
+            .push(at(out.counts, 4))
+            .push(at(out.indices, 4 * out.capacity))
+            .push(at(out.values, 4 * out.capacity));
         arguments.push(out.capacity as u32).push(at(out.active, 4)).push(at(out.flags, 1));
         match &self.split {
             Some((maxima, from_maxima)) if tokens <= self.most_split() => {

@@ -71,7 +71,12 @@ impl Compiler {
             let Some(newest) = known.iter().filter(|number| **number < architecture.number()).max() else {
                 return Err(Error::new(
                     Status::Unsupported,
-                    format!("libnvrtc {}.{} knows no architecture up to {}", version.0, version.1, architecture.machine()),
+                    format!(
+                        "libnvrtc {}.{} knows no architecture up to {}",
+                        version.0,
+                        version.1,
+                        architecture.machine()
+                    ),
                 ));
             };
             (format!("compute_{newest}"), false)
@@ -105,19 +110,17 @@ impl Compiler {
         let (names_at, texts_at) = (pointers(&names), pointers(&texts));
         let mut program = Program(std::ptr::null_mut());
         // SAFETY: all strings live until the call returns, which copies them; there are as many names as texts.
-        check(
-            unsafe {
-                sys::nvrtcCreateProgram(
-                    &raw mut program.0,
-                    source.as_ptr(),
-                    c"kronsae.cu".as_ptr(),
-                    names_at.len() as i32,
-                    texts_at.as_ptr(),
-                    names_at.as_ptr(),
-                )
-            },
-            "take the kernels' source",
-        )?;
+        let created = unsafe {
+            sys::nvrtcCreateProgram(
+                &raw mut program.0,
+                source.as_ptr(),
+                c"kronsae.cu".as_ptr(),
+                names_at.len() as i32,
+                texts_at.as_ptr(),
+                names_at.as_ptr(),
+            )
+        };
+        check(created, "take the kernels' source")?;
         let options = self.options.iter().map(|option| text(option)).collect::<Result<Vec<_>>>()?;
         let options_at = pointers(&options);
         // SAFETY: a live program; the options live until the call returns.

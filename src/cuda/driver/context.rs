@@ -1,9 +1,7 @@
 //! A device of the driver: its primary context, which it shares with the host's own CUDA code, and two streams.
 
 use crate::error::{Error, Result, Status};
-use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUresult, CUstream, CUstream_flags,
-};
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUresult, CUstream, CUstream_flags};
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
 
@@ -37,7 +35,6 @@ pub(super) fn check(result: CUresult, doing: &str) -> Result<()> {
         | CUresult::CUDA_ERROR_STUB_LIBRARY
         | CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
         | CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE
-        | CUresult::CUDA_ERROR_INSUFFICIENT_DRIVER
         | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
         | CUresult::CUDA_ERROR_INVALID_IMAGE
         | CUresult::CUDA_ERROR_INVALID_SOURCE
@@ -113,9 +110,7 @@ impl Context {
     /// Device `ordinal` of those the driver shows to this process.
     pub(super) fn open(ordinal: u32) -> Result<Self> {
         let none = |found: &str| {
-            let message = format!(
-                "{found}; look at nvidia-smi and at CUDA_VISIBLE_DEVICES, or use the CPU"
-            );
+            let message = format!("{found}; look at nvidia-smi and at CUDA_VISIBLE_DEVICES, or use the CPU");
             Error::new(Status::Unsupported, message)
         };
         let count = count_devices().map_err(|error| match error.status() {
@@ -255,7 +250,8 @@ unsafe impl Sync for Event {}
 impl Event {
     /// The end of what `stream` was given so far. The context is current.
     pub(super) fn record(stream: CUstream) -> Result<Self> {
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 | sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
+        let flags =
+            sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 | sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
         let mut event = std::ptr::null_mut();
         // SAFETY: it writes one handle.
         check(unsafe { sys::cuEventCreate(&raw mut event, flags) }, "make an event")?;

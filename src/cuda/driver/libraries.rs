@@ -130,7 +130,8 @@ pub(super) fn driver() -> Result<()> {
             version(OLDEST_DRIVER)
         ))
     };
-    if let Some(missing) = first_missing!(driver::sys::culib(), ["cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString"])
+    if let Some(missing) =
+        first_missing!(driver::sys::culib(), ["cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString"])
     {
         return Err(too_old(&format!("libcuda has no {missing}")));
     }

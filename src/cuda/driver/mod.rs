@@ -105,13 +105,7 @@ impl CudaDevice {
         let kernels = Kernels::load(&context)?;
         let products = Products::new(&context)?;
         drop(current);
-        Ok(CudaDevice {
-            products,
-            workspace: Mutex::default(),
-            kernels,
-            capturing: AtomicBool::new(false),
-            context,
-        })
+        Ok(CudaDevice { products, workspace: Mutex::default(), kernels, capturing: AtomicBool::new(false), context })
     }
 
     /// The device that others in this process opened, or else a new one: kernels are loaded once.
@@ -230,7 +224,10 @@ impl Device for CudaDevice {
                 let _ = unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) };
                 Error::new(
                     Status::OutOfMemory,
-                    format!("cannot allocate {bytes} bytes for {what} on {}: {free} of {total} are free", self.context.name),
+                    format!(
+                        "cannot allocate {bytes} bytes for {what} on {}: {free} of {total} are free",
+                        self.context.name
+                    ),
                 )
             }
             _ => error,
@@ -252,8 +249,7 @@ impl Device for CudaDevice {
         let _current = self.enter_idle("copy to the device")?;
         let source = host_pointer(from.as_ptr());
         // SAFETY: inside the allocation and the slice.
-        let copied =
-            unsafe { sys::cuMemcpyHtoDAsync_v2(to.at(offset), source, from.len(), self.context.stream) };
+        let copied = unsafe { sys::cuMemcpyHtoDAsync_v2(to.at(offset), source, from.len(), self.context.stream) };
         check(copied, "copy to the device")?;
         let mut kind = 0_u32;
         // SAFETY: it writes one number, or says that it knows nothing of the address: ordinary memory.
@@ -370,7 +366,10 @@ impl Device for CudaDevice {
             Ok(()) => Ok(()),
             Err(error) => Err(Error::new(
                 error.status(),
-                format!("{}: {grid:?} blocks of {block} threads, {shared_bytes} bytes of shared memory: {error}", kernel.0),
+                format!(
+                    "{}: {grid:?} blocks of {block} threads, {shared_bytes} bytes of shared memory: {error}",
+                    kernel.0
+                ),
             )),
         }
     }

@@ -7,8 +7,7 @@ use crate::error::{Error, Result, Status};
 use cudarc::cublaslt::sys::{
     self, cublasComputeType_t, cublasLtEpilogue_t, cublasLtHandle_t, cublasLtMatmulDesc_t,
     cublasLtMatmulDescAttributes_t as Desc, cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreference_t,
-    cublasLtMatmulPreferenceAttributes_t as Pref, cublasLtMatrixLayout_t, cublasOperation_t, cublasStatus_t,
-    cudaDataType_t,
+    cublasLtMatmulPreferenceAttributes_t as Pref, cublasLtMatrixLayout_t, cublasStatus_t, cudaDataType_t,
 };
 use cudarc::driver::sys::CUstream;
 use std::collections::HashMap;
@@ -20,13 +19,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(super) const WORKSPACE: usize = 32 << 20;
 /// What every address and stride is a multiple of, see [`Product`].
 const ALIGNMENT: u32 = 16;
+/// `CUBLAS_OP_N` and `CUBLAS_OP_T`, which the bindings have for cuBLAS alone.
+const AS_IT_IS: i32 = 0;
+const TRANSPOSED: i32 = 1;
 /// Shapes that are remembered. A server whose batches have every size forgets now and then.
 const MOST_PLANS: usize = 1024;
 
 fn check(result: cublasStatus_t, doing: &str) -> Result<()> {
     let status = match result {
         cublasStatus_t::CUBLAS_STATUS_SUCCESS => return Ok(()),
-        cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED | cublasStatus_t::CUBLAS_STATUS_ARCH_MISMATCH => Status::Unsupported,
+        cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED | cublasStatus_t::CUBLAS_STATUS_ARCH_MISMATCH => {
+            Status::Unsupported
+        }
         cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => Status::OutOfMemory,
         _ => Status::Internal,
     };
@@ -88,8 +92,8 @@ impl Description {
         };
         check(made, "describe a product")?;
         let description = Description(desc);
-        description.set(Desc::CUBLASLT_MATMUL_DESC_TRANSA, cublasOperation_t::CUBLAS_OP_T)?;
-        description.set(Desc::CUBLASLT_MATMUL_DESC_TRANSB, cublasOperation_t::CUBLAS_OP_N)?;
+        description.set(Desc::CUBLASLT_MATMUL_DESC_TRANSA, TRANSPOSED)?;
+        description.set(Desc::CUBLASLT_MATMUL_DESC_TRANSB, AS_IT_IS)?;
         if bias != 0 {
             description.set(Desc::CUBLASLT_MATMUL_DESC_EPILOGUE, cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
             description.set(Desc::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
@@ -100,9 +104,8 @@ impl Description {
     fn set<T: Copy>(&self, which: Desc, value: T) -> Result<()> {
         let bytes = size_of::<T>();
         // SAFETY: a live description; it reads `bytes` bytes of a value of the attribute's type.
-        let done = unsafe {
-            sys::cublasLtMatmulDescSetAttribute(self.0, which, (&raw const value).cast::<c_void>(), bytes)
-        };
+        let done =
+            unsafe { sys::cublasLtMatmulDescSetAttribute(self.0, which, (&raw const value).cast::<c_void>(), bytes) };
         check(done, "describe a product")
     }
 }

@@ -14,6 +14,8 @@ const SANITIZE: [&str; 4] = [
     "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
 ];
+/// Small tiles and lists, so that small cases go round the ring and overflow the lists.
+const SMALL: [&str; 2] = ["-DKRONSAE_TILE_BYTES=1024", "-DKRONSAE_LIST=32"];
 /// Kernels that are wrong on purpose, for the tests of the emulation itself.
 const FAULTS: &str = "-DKRONSAE_EMULATE_FAULTS";
 
@@ -59,9 +61,8 @@ pub(super) fn emulation(root: &Path) -> Report {
 
 fn try_emulation(root: &Path) -> Result<Report, String> {
     let plain = build(root, "kernels", &[FAULTS])?;
-    let mut sanitize = SANITIZE.to_vec();
-    sanitize.push(FAULTS);
-    let sanitized = build(root, "kernels_sanitized", &sanitize)?;
+    let small = build(root, "kernels_small", &[&SMALL[..], &[FAULTS]].concat())?;
+    let sanitized = build(root, "kernels_sanitized", &[&SANITIZE[..], &SMALL, &[FAULTS]].concat())?;
     for planted in 1..=PLANTED {
         build(root, &format!("planted-{planted}"), &[&format!("-DKRONSAE_PLANT_RACE={planted}")])?;
     }
@@ -72,6 +73,7 @@ fn try_emulation(root: &Path) -> Result<Report, String> {
         command
     };
     let mut report = Report::of_tests(run(test(&plain, &[])));
+    report.add(&Report::of_tests(run(test(&small, &["select::any", "dead::"]))));
     // The sanitizer's runtime has to come before all others, so it is loaded into the test's process, and only there:
     // cargo and the compiler would be slow under it, and leak.
     let mut command = test(&sanitized, &["--skip", "planted_races", "--skip", "a_million"]);
