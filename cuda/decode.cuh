@@ -62,7 +62,7 @@ __device__ __forceinline__ void decode_tokens(
             latents[j] = indices[u64(token) * k + j];
             weights[j] = values[u64(token) * k + j];
         }
-        __syncthreads();
+        PLANTABLE_BARRIER(5);
 
         // x_hat - x (AUX: e_hat - e), a piece of columns a thread, latents in their order. In shared memory, part q of
         // piece p lies at quad q * pieces + p, so that neighbouring threads touch neighbouring quads.
@@ -110,7 +110,7 @@ __device__ __forceinline__ void decode_tokens(
             }
             store_piece(output, piece, scaled);
         }
-        __syncthreads();
+        PLANTABLE_BARRIER(6);
 
         // Two latents a warp at a time: the products of their decoder rows with the residual. The last turn is |x_hat
         // - x|^2.
@@ -187,7 +187,7 @@ __device__ __forceinline__ void decode_tokens(
         for (u32 slot = used + threadIdx.x; slot < row_slots; slot += blockDim.x) {
             row_ids[u64(token) * row_slots + slot] = NO_ROW;
         }
-        __syncthreads(); // the next token overwrites the shared lists
+        PLANTABLE_BARRIER(7); // the next token overwrites the shared lists
     }
 }
 

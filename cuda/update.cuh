@@ -231,7 +231,7 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
             }
         }
         // From here on a thread has quads of four columns: consecutive lanes, consecutive 16 bytes of f32.
-        __syncthreads();
+        PLANTABLE_BARRIER(12);
         for (u32 quad = threadIdx.x; quad < quads; quad += blockDim.x) {
             float w[4] = {}, g[4], scaled[4], square = 0.0f, dot = 0.0f;
             if (!capture) load_stream(u.weight.value + at, quad, w);
@@ -248,7 +248,7 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
             along[quad] = dot;
             if (capture) store_stream(u.gradient + at, quad, g);
         }
-        if (u.project) __syncthreads();
+        if (u.project) PLANTABLE_BARRIER(13);
         float part = 0.0f; // of the gradient along the row
         if (u.project) part = sum_parts(along, quads);
         if (!capture) {
@@ -274,7 +274,7 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
                 }
             }
         }
-        __syncthreads();
+        PLANTABLE_BARRIER(14);
         if (threadIdx.x < 32 && u.row_squares) {
             const float square = sum_parts(squares, quads);
             if (lane == 0) u.row_squares[row] = square;
@@ -295,7 +295,7 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
             }
             if (u.value_squares && threadIdx.x == 0) u.value_squares[row] = __fmul_rn(square, __fmul_rn(scale, scale));
         }
-        __syncthreads(); // the next row overwrites shared memory
+        PLANTABLE_BARRIER(15); // the next row overwrites shared memory
     }
 }
 

@@ -9,22 +9,22 @@ use kronsae_trainer::random::Stream;
 
 /// A problem by its numbers.
 #[derive(Debug, Clone, Copy)]
-pub struct Case {
-    pub name: &'static str,
-    pub encoder: Encoder,
-    pub d: usize,
-    pub tokens: usize,
-    pub k: usize,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) encoder: Encoder,
+    pub(crate) d: usize,
+    pub(crate) tokens: usize,
+    pub(crate) k: usize,
     /// Dead latents a token may use; 0: no AuxK.
-    pub k_aux: usize,
+    pub(crate) k_aux: usize,
     /// Every how manieth latent is dead; 0: none.
-    pub dead: usize,
+    pub(crate) dead: usize,
     /// Encoder rows whose bias keeps them silent and that were so for the window.
-    pub silent: &'static [usize],
+    pub(crate) silent: &'static [usize],
     /// Added to every bias.
-    pub bias: f32,
-    pub clip: Option<f32>,
-    pub mand_epsilon: f32,
+    pub(crate) bias: f32,
+    pub(crate) clip: Option<f32>,
+    pub(crate) mand_epsilon: f32,
 }
 
 const fn kron(heads: usize, base: usize, extension: usize) -> Encoder {
@@ -46,7 +46,7 @@ const PLAIN: Case = Case {
 };
 
 /// Odd sizes, and what is at the edges.
-pub const CASES: [Case; 12] = [
+pub(crate) const CASES: [Case; 12] = [
     Case { name: "d not a multiple of 8, m != n, AuxK", k_aux: 4, dead: 3, ..PLAIN },
     Case { name: "one token", encoder: kron(5, 1, 2), d: 16, tokens: 1, k: 4, k_aux: 3, dead: 2, ..PLAIN },
     Case { name: "rows shared by latents of a token", encoder: kron(2, 4, 4), d: 37, tokens: 40, k: 9, ..PLAIN },
@@ -105,7 +105,7 @@ pub const CASES: [Case; 12] = [
 ];
 
 /// Ways to run kernels that must not show.
-pub const RUNS: [Run; 6] = [
+pub(crate) const RUNS: [Run; 6] = [
     Run { grid: 3, block: 64, schedule: 0 },
     Run { grid: 1, block: 32, schedule: 1 },
     Run { grid: 7, block: 96, schedule: 2 },
@@ -115,15 +115,15 @@ pub const RUNS: [Run; 6] = [
 ];
 
 /// A case with its numbers filled in.
-pub struct Filled {
-    pub state: TrainState,
-    pub settings: StepSettings,
-    pub x: Aligned<f32>,
+pub(crate) struct Filled {
+    pub(crate) state: TrainState,
+    pub(crate) settings: StepSettings,
+    pub(crate) x: Aligned<f32>,
     tokens: usize,
 }
 
 impl Case {
-    pub fn settings(&self) -> StepSettings {
+    pub(crate) fn settings(&self) -> StepSettings {
         StepSettings {
             k: self.k,
             precision: Precision::F32,
@@ -138,7 +138,7 @@ impl Case {
     }
 
     /// A state in the middle of training, and a batch.
-    pub fn fill(&self) -> Filled {
+    pub(crate) fn fill(&self) -> Filled {
         let seed = self.name.len() as u64;
         let mut state = TrainState::new(self.encoder, self.d, seed).unwrap();
         let mut stream = Stream::new(seed, &[7]);
@@ -179,7 +179,7 @@ impl Case {
 }
 
 impl Filled {
-    pub fn problem(&self, capture: bool) -> Problem<'_> {
+    pub(crate) fn problem(&self, capture: bool) -> Problem<'_> {
         Problem {
             state: &self.state,
             settings: self.settings,

@@ -6,51 +6,57 @@ use std::any::Any;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 type LaunchFn = unsafe extern "C" fn(*const c_char, *const u32, *const u32, u64, *mut *mut c_void) -> c_int;
 type ErrorFn = unsafe extern "C" fn() -> *const c_char;
-type ScheduleFn = unsafe extern "C" fn(c_int);
+type NumberFn = unsafe extern "C" fn(c_int);
 
 struct Library {
     launch: LaunchFn,
     error: ErrorFn,
-    schedule: ScheduleFn,
+    schedule: NumberFn,
+    plant: NumberFn,
 }
 
 /// How kernels run: none of it may show in a result.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Run {
+pub(crate) struct Run {
     /// Blocks.
-    pub grid: u32,
+    pub(crate) grid: u32,
     /// Threads of a block.
-    pub block: u32,
+    pub(crate) block: u32,
     /// 0 lockstep, 1 greedy, 2 reverse, 3 + n random.
-    pub schedule: i32,
+    pub(crate) schedule: i32,
 }
 
 /// Runs kernels; one test at a time, for the schedule is the library's.
-pub struct Emulator {
+pub(crate) struct Emulator {
     library: &'static Library,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Emulator {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static TURN: Mutex<()> = Mutex::new(());
         static LIBRARY: OnceLock<Library> = OnceLock::new();
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         Emulator { library: LIBRARY.get_or_init(|| open(&library_path())), _turn: turn }
     }
 
-    pub fn launch(&self, kernel: &str, run: Run, shared: usize, mut arguments: Arguments) {
+    /// Takes a barrier out of the kernels, by its number; 0 puts all back.
+    pub(crate) fn plant(&self, barrier: i32) {
+        // SAFETY: the library's own function, which takes any number.
+        unsafe { (self.library.plant)(barrier) }
+    }
+
+    pub(crate) fn launch(&self, kernel: &str, run: Run, shared: usize, mut arguments: Arguments) {
         let name = CString::new(kernel).unwrap();
         let mut pointers: Vec<*mut c_void> =
             arguments.0.iter_mut().map(|value| std::ptr::from_mut(&mut **value).cast::<c_void>()).collect();
         let (grid, block) = ([run.grid, 1, 1], [run.block, 1, 1]);
-        // SAFETY: the library's own functions, with a name, extents and pointers that live until they return; the values
-        // are what the kernel's parameters are, as far as a test can promise that.
+        // SAFETY: the library's own functions, with a name, extents and pointers that live until they return; the
+        // values are what the kernel's parameters are, as far as a test can promise that.
         let failed = unsafe {
             (self.library.schedule)(run.schedule);
             (self.library.launch)(name.as_ptr(), grid.as_ptr(), block.as_ptr(), shared as u64, pointers.as_mut_ptr())
@@ -64,7 +70,7 @@ impl Emulator {
 }
 
 /// What a kernel is launched with, in its order.
-pub struct Arguments(pub Vec<Box<dyn Any>>);
+pub(crate) struct Arguments(pub(crate) Vec<Box<dyn Any>>);
 
 /// Arguments of a launch: numbers, `#[repr(C)]` structs, and addresses as u64.
 macro_rules! arguments {
@@ -72,22 +78,13 @@ macro_rules! arguments {
 }
 pub(crate) use arguments;
 
-/// The library that `KRONSAE_CUDA_EMULATION` names; without it, one that is built here.
+/// The library that `KRONSAE_CUDA_EMULATION` names.
 fn library_path() -> PathBuf {
-    if let Some(path) = std::env::var_os("KRONSAE_CUDA_EMULATION") {
-        return path.into();
-    }
-    let cuda = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cuda");
-    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libkronsae_emulate_training.so");
-    let time = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
-    let files = |folder: &Path| std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect::<Vec<_>>();
-    let newest = [files(&cuda), files(&cuda.join("emulate"))].concat().iter().filter_map(|f| time(f)).max();
-    if time(&to) < newest || !to.exists() {
-        let build = cuda.join("emulate/build.sh");
-        let status = Command::new("sh").arg(&build).arg(&to).status();
-        assert!(status.is_ok_and(|s| s.success()), "{} could not build {} (it needs g++)", build.display(), to.display());
-    }
-    to
+    std::env::var_os("KRONSAE_CUDA_EMULATION")
+        .expect(
+            "KRONSAE_CUDA_EMULATION names no library of emulated kernels: run cargo xtask test --only cuda-emulation",
+        )
+        .into()
 }
 
 fn open(path: &Path) -> Library {
@@ -105,13 +102,14 @@ fn open(path: &Path) -> Library {
         Library {
             launch: std::mem::transmute::<*mut c_void, LaunchFn>(symbol(c"kronsae_emulate_launch")),
             error: std::mem::transmute::<*mut c_void, ErrorFn>(symbol(c"kronsae_emulate_error")),
-            schedule: std::mem::transmute::<*mut c_void, ScheduleFn>(symbol(c"kronsae_emulate_schedule")),
+            schedule: std::mem::transmute::<*mut c_void, NumberFn>(symbol(c"kronsae_emulate_schedule")),
+            plant: std::mem::transmute::<*mut c_void, NumberFn>(symbol(c"kronsae_emulate_plant")),
         }
     }
 }
 
 /// Memory that kernels read and write, at a multiple of 64 bytes and not a byte longer than it is.
-pub struct Buffer<T> {
+pub(crate) struct Buffer<T> {
     pointer: *mut u8,
     len: usize,
     of: PhantomData<T>,
@@ -119,7 +117,7 @@ pub struct Buffer<T> {
 
 impl<T: Copy + 'static> Buffer<T> {
     /// `len` elements of which every byte is 0.
-    pub fn zeroed(len: usize) -> Self {
+    pub(crate) fn zeroed(len: usize) -> Self {
         // SAFETY: the size is not 0.
         let pointer = unsafe { alloc_zeroed(Self::layout(len)) };
         assert!(!pointer.is_null());
@@ -127,7 +125,7 @@ impl<T: Copy + 'static> Buffer<T> {
     }
 
     /// `len` elements of garbage: NaNs and huge integers.
-    pub fn garbage(len: usize) -> Self {
+    pub(crate) fn garbage(len: usize) -> Self {
         let buffer = Self::zeroed(len);
         // SAFETY: the allocation is as long.
         unsafe { buffer.pointer.write_bytes(0xFF, len * size_of::<T>()) };
@@ -135,7 +133,7 @@ impl<T: Copy + 'static> Buffer<T> {
     }
 
     /// A copy of `from`.
-    pub fn of(from: &[T]) -> Self {
+    pub(crate) fn of(from: &[T]) -> Self {
         let buffer = Self::zeroed(from.len());
         // SAFETY: both are `from.len()` elements long, and apart.
         unsafe { buffer.pointer.cast::<T>().copy_from_nonoverlapping(from.as_ptr(), from.len()) };
@@ -147,12 +145,12 @@ impl<T: Copy + 'static> Buffer<T> {
     }
 
     /// What a kernel is given.
-    pub fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         self.pointer as u64
     }
 
     /// The elements, when no kernel runs.
-    pub fn get(&self) -> &[T] {
+    pub(crate) fn get(&self) -> &[T] {
         // SAFETY: `len` elements, initialised when they were allocated; kernels run only inside `launch`, which this
         // borrow cannot span, for it copies out or ends before.
         unsafe { std::slice::from_raw_parts(self.pointer.cast::<T>(), self.len) }
@@ -168,7 +166,7 @@ impl<T> Drop for Buffer<T> {
 }
 
 /// An element type of the kernels.
-pub trait Element: Copy + 'static {
+pub(crate) trait Element: Copy + 'static {
     /// In kernels' names.
     const NAME: &'static str;
     /// Rounded to nearest even.

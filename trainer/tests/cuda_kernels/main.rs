@@ -1,5 +1,6 @@
-//! The training kernels of `cuda/`, emulated on the CPU, against the CPU backend, against f64, and against themselves run in
-//! other ways. The library is built with g++ (`cuda/emulate/build.sh`), or is the one that `KRONSAE_CUDA_EMULATION` names.
+//! The training kernels of `cuda/`, emulated on the CPU, against the CPU backend, against f64, and against themselves run
+//! in other ways. `cargo xtask test --only cuda-emulation` builds the library that `KRONSAE_CUDA_EMULATION` then names,
+//! and runs this.
 
 mod cases;
 mod emulator;

@@ -5,13 +5,13 @@ use crate::step::{Lists, Outcome, Problem};
 use kronsae::sae::{Encoder, padded};
 
 /// Gradients without padding, in the order of the parameters, and the losses.
-pub struct Gradients {
-    pub parameters: [Vec<f64>; 4],
-    pub squares: f64,
-    pub aux_loss: f64,
+pub(crate) struct Gradients {
+    pub(crate) parameters: [Vec<f64>; 4],
+    pub(crate) squares: f64,
+    pub(crate) aux_loss: f64,
     /// By x_hat, `[tokens, d]`, and of AuxK by e_hat.
-    pub residual: Vec<f64>,
-    pub aux_residual: Vec<f64>,
+    pub(crate) residual: Vec<f64>,
+    pub(crate) aux_residual: Vec<f64>,
 }
 
 struct Walk<'a, T: Element> {
@@ -24,9 +24,9 @@ struct Walk<'a, T: Element> {
     x: Vec<f64>,
 }
 
-/// `outcome` is of a capture: its parameters are as they were. The residuals that weights' gradients are made of are the
-/// outcome's own, rounded to T as they are; that they are right is another comparison.
-pub fn gradients<T: Element>(problem: &Problem<'_>, outcome: &Outcome<T>) -> Gradients {
+/// `outcome` is of a capture: its parameters are as they were. The residuals that weights' gradients are made of are
+/// the outcome's own, rounded to T as they are; that they are right is another comparison.
+pub(crate) fn gradients<T: Element>(problem: &Problem<'_>, outcome: &Outcome<T>) -> Gradients {
     let (state, tokens) = (problem.state, problem.tokens);
     let (d, stride) = (state.d_model(), padded(state.d_model()));
     let encoder = state.encoder;

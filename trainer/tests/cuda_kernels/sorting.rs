@@ -24,6 +24,7 @@ fn expected(keys: &[u32], valid: impl Fn(usize) -> bool, rows: usize) -> (Vec<u3
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn sorted_as_by_a_stable_sort() {
     let emulator = Emulator::new();
     let sizes = [
@@ -54,6 +55,7 @@ fn sorted_as_by_a_stable_sort() {
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn only_counted_pairs_take_part() {
     let emulator = Emulator::new();
     let (tokens, slots, rows) = (150, 17, 400);
@@ -75,7 +77,11 @@ fn only_counted_pairs_take_part() {
                 assert_eq!(count, 0, "{run:?}");
                 assert!(out.starts.get().iter().all(|&start| start == 0), "{run:?}");
             } else {
-                assert_eq!((&out.keys.get()[..count], &out.positions.get()[..count]), (&*sorted, &*positions), "{run:?}");
+                assert_eq!(
+                    (&out.keys.get()[..count], &out.positions.get()[..count]),
+                    (&*sorted, &*positions),
+                    "{run:?}"
+                );
                 assert_eq!(out.starts.get(), starts, "{run:?}");
             }
         }

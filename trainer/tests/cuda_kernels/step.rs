@@ -1,5 +1,5 @@
-//! A whole training step from the kernels, launched as a backend launches them; only the products and the selection, which
-//! have kernels and tests of their own, are the CPU's here.
+//! A whole training step from the kernels, launched as a backend launches them; only the products and the selection,
+//! which have kernels and tests of their own, are the CPU's here.
 
 use crate::emulator::{Arguments, Buffer, Element, Emulator, Run, arguments};
 use crate::structs::{BiasUpdate, ByRow, Numbers, Revival, RowUpdate, Shape, SortPass, SumLists, Weights};
@@ -7,46 +7,46 @@ use kronsae::sae::{Encoder, MatrixRef, Selection, padded};
 use kronsae::{Isa, RowOutcome, Selector, pre_activations};
 use kronsae_trainer::backend::{Parameter, StepSettings, TrainState};
 
-pub const HOT: usize = 512;
+pub(crate) const HOT: usize = 512;
 const TILE: usize = 2048;
 
 /// What a step starts from.
-pub struct Problem<'a> {
-    pub state: &'a TrainState,
-    pub settings: StepSettings,
+pub(crate) struct Problem<'a> {
+    pub(crate) state: &'a TrainState,
+    pub(crate) settings: StepSettings,
     /// `[tokens, padded(d)]`.
-    pub x: &'a [f32],
-    pub tokens: usize,
-    pub step: u64,
-    pub learning_rate: f32,
+    pub(crate) x: &'a [f32],
+    pub(crate) tokens: usize,
+    pub(crate) step: u64,
+    pub(crate) learning_rate: f32,
     /// Gradients are written, nothing is changed.
-    pub capture: bool,
+    pub(crate) capture: bool,
     /// Says that tokens were not finite: nothing may change.
-    pub halt: bool,
+    pub(crate) halt: bool,
 }
 
 /// The latents of each token.
-pub struct Lists {
-    pub slots: usize,
-    pub counts: Buffer<u32>,
-    pub indices: Buffer<u32>,
-    pub values: Buffer<f32>,
+pub(crate) struct Lists {
+    pub(crate) slots: usize,
+    pub(crate) counts: Buffer<u32>,
+    pub(crate) indices: Buffer<u32>,
+    pub(crate) values: Buffer<f32>,
 }
 
 /// Pairs by row.
-pub struct Sorted {
-    pub keys: Buffer<u32>,
-    pub positions: Buffer<u32>,
-    pub count: Buffer<u32>,
-    pub starts: Buffer<u32>,
+pub(crate) struct Sorted {
+    pub(crate) keys: Buffer<u32>,
+    pub(crate) positions: Buffer<u32>,
+    pub(crate) count: Buffer<u32>,
+    pub(crate) starts: Buffer<u32>,
 }
 
 /// A parameter on the device.
-pub struct Resident<T> {
-    pub value: Buffer<f32>,
-    pub first: Buffer<f32>,
-    pub second: Buffer<f32>,
-    pub copy: Buffer<T>,
+pub(crate) struct Resident<T> {
+    pub(crate) value: Buffer<f32>,
+    pub(crate) first: Buffer<f32>,
+    pub(crate) second: Buffer<f32>,
+    pub(crate) copy: Buffer<T>,
 }
 
 impl<T: Element> Resident<T> {
@@ -71,41 +71,41 @@ impl<T: Element> Resident<T> {
 }
 
 /// What AuxK left.
-pub struct Aux<T> {
-    pub lists: Lists,
-    pub residual: Buffer<T>,
-    pub row_ids: Buffer<u32>,
-    pub row_coefficients: Buffer<f32>,
+pub(crate) struct Aux<T> {
+    pub(crate) lists: Lists,
+    pub(crate) residual: Buffer<T>,
+    pub(crate) row_ids: Buffer<u32>,
+    pub(crate) row_coefficients: Buffer<f32>,
 }
 
 /// Everything a step left behind.
-pub struct Outcome<T> {
-    pub parameters: [Resident<T>; 4],
+pub(crate) struct Outcome<T> {
+    pub(crate) parameters: [Resident<T>; 4],
     /// In the order of the parameters; garbage if they were not captured.
-    pub gradients: [Buffer<f32>; 4],
-    pub y: Buffer<T>,
-    pub ldy: usize,
-    pub lists: Lists,
-    pub residual: Buffer<T>,
-    pub squares: Buffer<f32>,
-    pub norms: Buffer<f32>,
-    pub row_ids: Buffer<u32>,
-    pub row_coefficients: Buffer<f32>,
-    pub by_latent: Sorted,
-    pub by_encoder_row: Sorted,
-    pub aux: Option<Aux<T>>,
-    pub dead_latents: Vec<u32>,
-    pub dead_rows: Vec<u32>,
-    pub revived: u32,
+    pub(crate) gradients: [Buffer<f32>; 4],
+    pub(crate) y: Buffer<T>,
+    pub(crate) ldy: usize,
+    pub(crate) lists: Lists,
+    pub(crate) residual: Buffer<T>,
+    pub(crate) squares: Buffer<f32>,
+    pub(crate) norms: Buffer<f32>,
+    pub(crate) row_ids: Buffer<u32>,
+    pub(crate) row_coefficients: Buffer<f32>,
+    pub(crate) by_latent: Sorted,
+    pub(crate) by_encoder_row: Sorted,
+    pub(crate) aux: Option<Aux<T>>,
+    pub(crate) dead_latents: Vec<u32>,
+    pub(crate) dead_rows: Vec<u32>,
+    pub(crate) revived: u32,
     /// Sums over the batch: |x_hat - x|^2, |x|^2.
-    pub sums: Buffer<f64>,
-    pub aux_loss: f64,
-    pub gradient_norms: Buffer<f64>,
-    pub fired_at: Buffer<u64>,
-    pub positive_at: Buffer<u64>,
+    pub(crate) sums: Buffer<f64>,
+    pub(crate) aux_loss: f64,
+    pub(crate) gradient_norms: Buffer<f64>,
+    pub(crate) fired_at: Buffer<u64>,
+    pub(crate) positive_at: Buffer<u64>,
 }
 
-pub fn shape(encoder: Encoder) -> Shape {
+pub(crate) fn shape(encoder: Encoder) -> Shape {
     let (rows, latents) = (encoder.rows() as u32, encoder.latents() as u32);
     match encoder {
         Encoder::Kron { heads, base, extension } => {
@@ -116,13 +116,13 @@ pub fn shape(encoder: Encoder) -> Shape {
 }
 
 /// Kernels with the run they are launched by.
-pub struct Device<'a> {
-    pub emulator: &'a Emulator,
-    pub run: Run,
+pub(crate) struct Device<'a> {
+    pub(crate) emulator: &'a Emulator,
+    pub(crate) run: Run,
 }
 
 impl Device<'_> {
-    pub fn launch(&self, kernel: &str, arguments: Arguments) {
+    pub(crate) fn launch(&self, kernel: &str, arguments: Arguments) {
         self.emulator.launch(kernel, self.run, 0, arguments);
     }
 
@@ -131,11 +131,12 @@ impl Device<'_> {
     }
 
     /// Sorts pairs by row, and finds where rows begin.
-    pub fn sort(&self, keys: u64, counts: u64, slots: usize, n: usize, rows: usize, gate: u64) -> Sorted {
+    pub(crate) fn sort(&self, keys: u64, counts: u64, slots: usize, n: usize, rows: usize, gate: u64) -> Sorted {
         let tiles = n.div_ceil(TILE).max(1);
         let histograms = Buffer::<u32>::garbage(256 * tiles);
         let totals = Buffer::<u32>::garbage(256);
-        let buffers = [(); 2].map(|()| (Buffer::<u32>::garbage(n), Buffer::<u32>::garbage(n), Buffer::<u32>::garbage(1)));
+        let buffers =
+            [(); 2].map(|()| (Buffer::<u32>::garbage(n), Buffer::<u32>::garbage(n), Buffer::<u32>::garbage(1)));
         let bits = 32 - (rows as u32 - 1).leading_zeros();
         let passes = bits.div_ceil(8).max(1);
         for pass in 0..passes {
@@ -169,8 +170,9 @@ impl Device<'_> {
     }
 
     /// Sums lists in f64, or takes the roots of their sums.
-    pub fn sums(&self, lists: &[&Buffer<f32>], roots: bool) -> Buffer<f64> {
-        let mut s = SumLists { lists: lists.len() as u32, roots: if roots { u32::MAX } else { 0 }, ..Default::default() };
+    pub(crate) fn sums(&self, lists: &[&Buffer<f32>], roots: bool) -> Buffer<f64> {
+        let mut s =
+            SumLists { lists: lists.len() as u32, roots: if roots { u32::MAX } else { 0 }, ..Default::default() };
         for (i, list) in lists.iter().enumerate() {
             (s.values[i], s.lengths[i]) = (list.address(), list.get().len() as u32);
         }
@@ -184,7 +186,13 @@ impl Device<'_> {
     }
 
     /// The dead by their last sign of life: the list and its length.
-    pub fn dead(&self, last: &Buffer<u64>, numbers: &Buffer<Numbers>, after: bool, window: u64) -> (Buffer<u32>, Buffer<u32>) {
+    pub(crate) fn dead(
+        &self,
+        last: &Buffer<u64>,
+        numbers: &Buffer<Numbers>,
+        after: bool,
+        window: u64,
+    ) -> (Buffer<u32>, Buffer<u32>) {
         let n = last.get().len();
         let counts = Buffer::<u32>::garbage(n.div_ceil(1024));
         let (list, count) = (Buffer::<u32>::garbage(n), Buffer::<u32>::garbage(1));
@@ -199,7 +207,7 @@ impl Device<'_> {
 }
 
 /// Adam's numbers of a step, as the CPU backend has them.
-pub fn numbers(problem: &Problem<'_>) -> Numbers {
+pub(crate) fn numbers(problem: &Problem<'_>) -> Numbers {
     let StepSettings { betas, adam_epsilon, clip, .. } = problem.settings;
     let power = |beta: f32| f64::from(beta).powf(problem.step as f64 + 1.0);
     Numbers {
@@ -215,7 +223,7 @@ pub fn numbers(problem: &Problem<'_>) -> Numbers {
 }
 
 /// One step in elements of type T.
-pub fn step<T: Element>(emulator: &Emulator, run: Run, problem: &Problem<'_>) -> Outcome<T> {
+pub(crate) fn step<T: Element>(emulator: &Emulator, run: Run, problem: &Problem<'_>) -> Outcome<T> {
     let device = Device { emulator, run };
     let (state, settings, tokens) = (problem.state, problem.settings, problem.tokens);
     let (encoder, d) = (state.encoder, state.d_model());
@@ -233,10 +241,7 @@ pub fn step<T: Element>(emulator: &Emulator, run: Run, problem: &Problem<'_>) ->
     let numbers = Buffer::of(&[numbers(problem)]);
     let gradient_norms = Buffer::of(&state.gradient_norms);
     let factors = Buffer::<f32>::garbage(4);
-    device.launch(
-        "kronsae_clip_factors",
-        arguments![numbers.address(), gradient_norms.address(), factors.address()],
-    );
+    device.launch("kronsae_clip_factors", arguments![numbers.address(), gradient_norms.address(), factors.address()]);
 
     let scale = 2.0 / (tokens as f32 * d as f32);
     let row_slots = slots_a_latent * k;
@@ -330,24 +335,25 @@ pub fn step<T: Element>(emulator: &Emulator, run: Run, problem: &Problem<'_>) ->
     let by_latent = of_lists(&lists, 0);
     let by_encoder_row = of_rows(&row_ids, 0);
     let mut kept = Vec::new();
-    let mut by_row = |sorted: &Sorted, coefficients: &Buffer<f32>, slots: usize, source: u64, rows: usize, gate: u64| {
-        let parts = 2 * (tokens * slots).div_ceil(HOT);
-        let (pieces, sums) = (Buffer::<f32>::garbage(parts * stride), Buffer::<f32>::garbage(parts));
-        let list = ByRow {
-            keys: sorted.keys.address(),
-            positions: sorted.positions.address(),
-            starts: sorted.starts.address(),
-            coefficients: coefficients.address(),
-            source,
-            pieces: pieces.address(),
-            piece_coefficients: sums.address(),
-            slots: slots as u32,
-            reserved: 0,
+    let mut by_row =
+        |sorted: &Sorted, coefficients: &Buffer<f32>, slots: usize, source: u64, rows: usize, gate: u64| {
+            let parts = 2 * (tokens * slots).div_ceil(HOT);
+            let (pieces, sums) = (Buffer::<f32>::garbage(parts * stride), Buffer::<f32>::garbage(parts));
+            let list = ByRow {
+                keys: sorted.keys.address(),
+                positions: sorted.positions.address(),
+                starts: sorted.starts.address(),
+                coefficients: coefficients.address(),
+                source,
+                pieces: pieces.address(),
+                piece_coefficients: sums.address(),
+                slots: slots as u32,
+                reserved: 0,
+            };
+            device.typed::<T>("kronsae_hot_rows", 0, arguments![list, rows as u32, d_stride, gate]);
+            kept.push((pieces, sums));
+            list
         };
-        device.typed::<T>("kronsae_hot_rows", 0, arguments![list, rows as u32, d_stride, gate]);
-        kept.push((pieces, sums));
-        list
-    };
     let mut encoder_update = RowUpdate {
         main: by_row(&by_encoder_row, &row_coefficients, row_slots, x.address(), rows, 0),
         rows: rows as u32,
@@ -368,15 +374,17 @@ pub fn step<T: Element>(emulator: &Emulator, run: Run, problem: &Problem<'_>) ->
     if let Some(aux) = &aux {
         let (by_latent, by_row_) = (of_lists(&aux.lists, gate), of_rows(&aux.row_ids, gate));
         let slots = aux.lists.slots;
-        encoder_update.aux =
-            by_row(&by_row_, &aux.row_coefficients, slots_a_latent * slots, x.address(), rows, gate);
+        encoder_update.aux = by_row(&by_row_, &aux.row_coefficients, slots_a_latent * slots, x.address(), rows, gate);
         decoder_update.aux = by_row(&by_latent, &aux.lists.values, slots, aux.residual.address(), latents, gate);
         (encoder_update.aux_gate, decoder_update.aux_gate) = (gate, gate);
         aux_sorted.push((by_latent, by_row_));
     }
 
     // Gradients and updates.
-    let gradients = [w, b, decoder, b_dec].map(|p| Buffer::<f32>::garbage(p.value.get().len()));
+    let mut gradients = [w, b, decoder, b_dec].map(|p| Buffer::<f32>::garbage(p.value.get().len()));
+    // A bias has as many elements as there are rows; what pads it stays as it is.
+    let padding = (0..gradients[1].get().len()).map(|row| if row < rows { f32::NAN } else { 0.0 });
+    gradients[1] = Buffer::of(&padding.collect::<Vec<_>>());
     let row_squares = [rows, rows, latents, rows].map(Buffer::<f32>::garbage);
     for (update, squares) in [(&mut encoder_update, 0), (&mut decoder_update, 2)] {
         update.numbers = numbers.address();
@@ -514,7 +522,8 @@ fn row_of<T: Element>(y: &Buffer<T>, ldy: usize, token: usize, rows: usize) -> V
 /// The runtime's selection; unused places hold garbage. And which rows are positive on some token.
 fn select<T: Element>(encoder: Encoder, y: &Buffer<T>, ldy: usize, tokens: usize, k: usize) -> (Lists, Buffer<u32>) {
     let mut selector = Selector::new(encoder, Selection::TopK(k), None, Isa::detect().unwrap()).unwrap();
-    let (mut counts, mut indices, mut values) = (vec![0; tokens], vec![u32::MAX; tokens * k], vec![f32::NAN; tokens * k]);
+    let (mut counts, mut indices, mut values) =
+        (vec![0; tokens], vec![u32::MAX; tokens * k], vec![f32::NAN; tokens * k]);
     let mut positive = vec![0_u32; encoder.rows().div_ceil(32)];
     for token in 0..tokens {
         let y = row_of(y, ldy, token, encoder.rows());
@@ -524,8 +533,7 @@ fn select<T: Element>(encoder: Encoder, y: &Buffer<T>, ldy: usize, tokens: usize
         assert_ne!(selector.select(&y), RowOutcome::NotFinite);
         for (at, (latent, product)) in selector.selected().enumerate() {
             indices[token * k + at] = latent as u32;
-            values[token * k + at] =
-                if matches!(encoder, Encoder::Kron { .. }) { product.sqrt() } else { product };
+            values[token * k + at] = if matches!(encoder, Encoder::Kron { .. }) { product.sqrt() } else { product };
         }
         counts[token] = selector.count() as u32;
     }
@@ -541,7 +549,8 @@ fn select_dead<T: Element>(
     dead: &[u32],
     k: usize,
 ) -> Lists {
-    let (mut counts, mut indices, mut values) = (vec![0; tokens], vec![u32::MAX; tokens * k], vec![f32::NAN; tokens * k]);
+    let (mut counts, mut indices, mut values) =
+        (vec![0; tokens], vec![u32::MAX; tokens * k], vec![f32::NAN; tokens * k]);
     for token in 0..tokens {
         let y = row_of(y, ldy, token, encoder.rows());
         let mut all: Vec<(u32, f32)> = dead
@@ -557,8 +566,7 @@ fn select_dead<T: Element>(
         counts[token] = all.len() as u32;
         for (at, (latent, product)) in all.into_iter().enumerate() {
             indices[token * k + at] = latent;
-            values[token * k + at] =
-                if matches!(encoder, Encoder::Kron { .. }) { product.sqrt() } else { product };
+            values[token * k + at] = if matches!(encoder, Encoder::Kron { .. }) { product.sqrt() } else { product };
         }
     }
     lists(k, &counts, &indices, &values)

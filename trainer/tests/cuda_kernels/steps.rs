@@ -1,14 +1,16 @@
 //! Steps of the device against steps of the CPU and gradients in f64.
 
 use crate::cases::{CASES, Case, RUNS};
-use crate::emulator::{Buffer, Element, Emulator};
+use crate::emulator::{Buffer, Element, Emulator, Run};
 use crate::reference::{self, Gradients};
-use crate::step::{HOT, Outcome, Problem, Resident, numbers, step};
+use crate::step::{Device, HOT, Outcome, Problem, Resident, numbers, step};
 use half::bf16;
 use kronsae::sae::Encoder;
 use kronsae_trainer::backend::cpu::CpuBackend;
 use kronsae_trainer::backend::{Backend, Parameter, StepInput, StepSettings, TrainState};
 
+/// The last `PLANTABLE_BARRIER` of the training kernels; the first is 5.
+const PLANTED: i32 = 17;
 const NAMES: [&str; 4] = ["encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"];
 
 fn input<'a>(problem: &Problem<'a>) -> StepInput<'a> {
@@ -25,8 +27,8 @@ fn cpu(state: TrainState, settings: StepSettings, tokens: usize) -> CpuBackend {
     CpuBackend::new(state, settings, tokens, 1).unwrap()
 }
 
-/// Row by row: no element further from what it should be than `tolerance` of the row's largest (or of a thousandth of the
-/// whole's, for rows that cancel).
+/// Row by row: no element further from what it should be than `tolerance` of the row's largest (or of a thousandth of
+/// the whole's, for rows that cancel).
 fn close(what: &str, found: &[f32], expected: &[f64], row: usize, tolerance: f64) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let largest = |row: &[f64]| row.iter().fold(0.0_f64, |max, v| max.max(v.abs()));
@@ -112,13 +114,15 @@ fn compare<T: Element>(case: &Case, problem: &Problem<'_>, outcome: &Outcome<T>,
         let name = format!("{}: gradient of {}", case.name, NAMES[i]);
         close(&name, &found, &expected.parameters[i], parameter.cols, of_sums);
     }
-    let near = |a: f64, b: f64, what: &str| assert!((a - b).abs() <= 1e-5 * b.abs(), "{}: {what} {a} for {b}", case.name);
+    let near =
+        |a: f64, b: f64, what: &str| assert!((a - b).abs() <= 1e-5 * b.abs(), "{}: {what} {a} for {b}", case.name);
     near(outcome.sums.get()[0], expected.squares, "squares");
     near(outcome.aux_loss, expected.aux_loss, "AuxK's loss");
     expected
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn gradients_are_those_of_the_cpu_and_of_f64() {
     let (mut hot, mut hot_aux, mut empty, mut merged) = (0, 0, 0, 0);
     for case in CASES {
@@ -132,7 +136,9 @@ fn gradients_are_those_of_the_cpu_and_of_f64() {
         empty += outcome.by_latent.starts.get().windows(2).filter(|w| w[0] == w[1]).count();
         let used = outcome.by_encoder_row.count.get()[0] as usize;
         let slots = outcome.row_ids.get().len() / problem.tokens;
-        let pair = |i: usize| (outcome.by_encoder_row.keys.get()[i], outcome.by_encoder_row.positions.get()[i] as usize / slots);
+        let pair = |i: usize| {
+            (outcome.by_encoder_row.keys.get()[i], outcome.by_encoder_row.positions.get()[i] as usize / slots)
+        };
         merged += (1..used).filter(|&i| pair(i) == pair(i - 1)).count();
 
         let mut cpu = cpu(case.fill().state, problem.settings, problem.tokens);
@@ -157,6 +163,7 @@ fn gradients_are_those_of_the_cpu_and_of_f64() {
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn bf16_gradients_are_those_of_f64_from_the_same_bf16() {
     for case in CASES {
         let filled = case.fill();
@@ -190,6 +197,7 @@ fn compare_states(case: &Case, outcome: &Outcome<f32>, expected: &TrainState) {
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn a_step_is_that_of_the_cpu() {
     let (mut revived, mut clipped) = (0, 0);
     for case in CASES {
@@ -200,7 +208,12 @@ fn a_step_is_that_of_the_cpu() {
         let stats = cpu.step(input(&problem)).unwrap();
         let expected = cpu.state().unwrap();
         compare_states(&case, &outcome, expected);
-        assert_eq!((outcome.dead_rows.len(), outcome.revived as usize), (stats.dead_rows, stats.revived_rows), "{}", case.name);
+        assert_eq!(
+            (outcome.dead_rows.len(), outcome.revived as usize),
+            (stats.dead_rows, stats.revived_rows),
+            "{}",
+            case.name
+        );
         revived += stats.revived_rows;
         if problem.settings.clip.is_some() {
             for (found, expected) in outcome.gradient_norms.get().iter().zip(expected.gradient_norms) {
@@ -225,6 +238,7 @@ fn a_step_is_that_of_the_cpu() {
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn clipping_by_the_last_norms_changes_the_step() {
     let case = CASES.iter().find(|case| case.clip.is_some()).unwrap();
     let mut filled = case.fill();
@@ -260,6 +274,7 @@ fn adam(problem: &Problem<'_>, from: &Parameter, row: usize, gradient: &[f64], p
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn a_bf16_step_keeps_f32_masters_and_rounds_its_copies() {
     for case in CASES {
         let mut filled = case.fill();
@@ -293,6 +308,7 @@ fn a_bf16_step_keeps_f32_masters_and_rounds_its_copies() {
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn revived_rows_have_bf16_copies_too() {
     let case = CASES.iter().find(|case| case.silent.len() > 3).unwrap();
     let filled = case.fill();
@@ -317,6 +333,7 @@ fn revived_rows_have_bf16_copies_too() {
 }
 
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn tokens_that_are_not_finite_change_nothing() {
     for case in CASES {
         let filled = case.fill();
@@ -334,15 +351,47 @@ fn tokens_that_are_not_finite_change_nothing() {
     }
 }
 
+/// A barrier taken out of the kernels changes a result, or stops the emulation, under some schedule.
+#[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
+fn planted_races_are_found() {
+    const BARRIERS: std::ops::RangeInclusive<i32> = 5..=PLANTED;
+    let cases = [CASES[0], CASES[3], CASES[5], CASES[9]];
+    let filled = cases.map(|case| case.fill());
+    let right = |barrier: i32, run: Run| -> Vec<Vec<Vec<u32>>> {
+        let emulator = Emulator::new();
+        emulator.plant(barrier);
+        let mut all: Vec<_> =
+            filled.iter().map(|filled| bits(&step::<f32>(&emulator, run, &filled.problem(false)))).collect();
+        // Lists of several tiles.
+        let last: Vec<u64> = (0..5000).map(|i| 95_000 + i % 7 / 3 * 5000).collect();
+        let numbers = Buffer::of(&[numbers(&filled[0].problem(false))]);
+        let (list, count) = Device { emulator: &emulator, run }.dead(&Buffer::of(&last), &numbers, false, 5000);
+        all.push(vec![list.get().to_vec(), count.get().to_vec()]);
+        emulator.plant(0);
+        all
+    };
+    let expected = right(0, RUNS[0]);
+    for barrier in BARRIERS {
+        let found = RUNS.iter().filter(|run| run.block > 32).any(|&run| {
+            let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| right(barrier, run)));
+            Emulator::new().plant(0);
+            ran.is_err() || ran.is_ok_and(|out| out != expected)
+        });
+        assert!(found, "without barrier {barrier} every schedule still gives right results");
+    }
+}
+
 /// Lists of the dead over several tiles, and what is at their edges.
 #[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn the_dead_are_listed_in_order() {
-    use crate::step::Device;
     let emulator = Emulator::new();
     let encoder = Encoder::Dense { latents: 4 };
     let state = TrainState::new(encoder, 8, 1).unwrap();
     for (n, every) in [(1, 1), (1024, 1024), (1025, 3), (5000, 7), (3000, 1)] {
-        let last: Vec<u64> = (0..n).map(|i| if (i + 1) % every == 0 { 3_000_000_000_000 } else { 3_000_000_000_001 }).collect();
+        let last: Vec<u64> =
+            (0..n).map(|i| if (i + 1) % every == 0 { 3_000_000_000_000 } else { 3_000_000_000_001 }).collect();
         let buffer = Buffer::of(&last);
         let problem = Problem {
             state: &state,
