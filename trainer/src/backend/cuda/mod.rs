@@ -129,8 +129,11 @@ impl CudaBackend {
         let capture = Capture { parameters };
         self.stage(Batch::Normalised { x: input.x, rows: input.rows, stride: input.stride })?;
         let rows = self.prepare(input.step, input.learning_rate)?;
-        self.enqueue(rows, Some(&capture))?;
-        let stats = self.read(rows, input.step)?;
+        let enqueued = self.enqueue(rows, Some(&capture));
+        // Waits in any case.
+        let stats = self.read(rows, input.step);
+        enqueued?;
+        let stats = stats?;
         let mut parameters = lengths.map(|length| vec![0.0_f32; length]);
         for (to, from) in parameters.iter_mut().zip(&capture.parameters) {
             self.device.download(from, 0, as_bytes_mut(to))?;
@@ -288,11 +291,17 @@ impl Backend for CudaBackend {
 
     fn begin(&mut self, step: u64, learning_rate: f32) -> Result<()> {
         assert!(self.begun.is_none(), "the step before has not been finished");
-        let rows = self.prepare(step, learning_rate)?;
-        if rows > 0 {
-            self.run(rows)?;
+        let begun = self.prepare(step, learning_rate).and_then(|rows| {
+            if rows > 0 {
+                self.run(rows)?;
+            }
+            Ok(rows)
+        });
+        if begun.is_err() {
+            // Whatever was started ends now; its own error is of no more interest.
+            let _ = self.device.synchronize();
         }
-        self.begun = Some((rows, step));
+        self.begun = Some((begun?, step));
         Ok(())
     }
 
