@@ -11,8 +11,8 @@ use kronsae::cuda::{
 };
 use kronsae::sae::{Config, Encoder, EncoderWeights, Matrix, Selection, padded};
 use kronsae::{
-    Activations, Aligned, Dtype, EncoderOptions, Isa, Latents, ROW_NOT_FINITE, ROW_TRUNCATED, RowOutcome, Sae, Selector,
-    Status,
+    Activations, Aligned, Dtype, EncoderOptions, Isa, Latents, ROW_NOT_FINITE, ROW_TRUNCATED, RowOutcome, Sae,
+    Selector, Status,
 };
 use std::sync::Arc;
 
