@@ -117,3 +117,25 @@ fn a_device_that_cannot_be_used_is_named() {
     assert!(!output.status.success() && said.contains("/there/is/no/such.so"), "{said}");
     assert!(!out.exists(), "a run that cannot begin left something");
 }
+
+#[test]
+fn everything_about_the_gpu_runs_emulated_and_says_so() {
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let peers = folder.path().join("peers.json");
+    std::fs::write(&peers, r#"{"peers": [], "skipped": ["all: torch cannot be imported: no module"]}"#).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kronsae"));
+    command.args(["bench", "gpu", "--out"]).arg(folder.path()).arg("--peers").arg(&peers).env(EMULATION, library());
+    let output = command.output().unwrap();
+    let (said, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{said}\n{errors}");
+    let report = std::fs::read_to_string(folder.path().join("gpu.md")).unwrap();
+    for part in ["emulated on the CPU", "no time in it says anything about a GPU", "equal bits", "not judged", "no module"] {
+        assert!(report.contains(part), "`{part}` is not in: {report}");
+    }
+    assert!(!report.contains("**NO**"), "{report}");
+    let json = std::fs::read_to_string(folder.path().join("gpu.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["emulated"], serde_json::json!(true));
+    assert!(json["measures"].as_array().unwrap().len() >= 8, "{json}");
+}
