@@ -74,13 +74,28 @@ fn try_emulation(root: &Path) -> Result<Report, String> {
     };
     let mut report = Report::of_tests(run(test(&plain, &[])));
     report.add(&Report::of_tests(run(test(&small, &["select::any", "dead::"]))));
+    report.add(&Report::of_tests(run(backend(root, &plain, &[]))));
     // The sanitizer's runtime has to come before all others, so it is loaded into the test's process, and only there:
     // cargo and the compiler would be slow under it, and leak.
-    let mut command = test(&sanitized, &["--skip", "planted_races", "--skip", "a_million"]);
     let preload = format!("env LD_PRELOAD={}", library_of_compiler("libasan.so")?);
-    command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", &preload);
-    command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", &preload);
-    command.env("ASAN_OPTIONS", "detect_leaks=0:abort_on_error=1").env("KRONSAE_CUDA_CASES", "60");
-    report.add(&Report::of_tests(run(command)));
+    let sanitizing = [
+        test(&sanitized, &["--skip", "planted_races", "--skip", "a_million"]),
+        // A step's memory is allocated to the byte: what a kernel reads or writes past it is seen.
+        backend(root, &sanitized, &["gradients::", "batches_that_are_short"]),
+    ];
+    for mut command in sanitizing {
+        command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", &preload);
+        command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", &preload);
+        command.env("ASAN_OPTIONS", "detect_leaks=0:abort_on_error=1").env("KRONSAE_CUDA_CASES", "60");
+        report.add(&Report::of_tests(run(command)));
+    }
     Ok(report)
+}
+
+/// The tests of the trainer's backend over emulated kernels, or those with these in their names.
+fn backend(root: &Path, library: &Path, names: &[&str]) -> Command {
+    let args = ["test", "--package", "kronsae-trainer", "--features", "cuda-emulation", "--test", "cuda_backend", "--"];
+    let mut command = cargo(root, &[&args, names].concat());
+    command.env("KRONSAE_CUDA_EMULATION", library);
+    command
 }
