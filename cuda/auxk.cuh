@@ -15,7 +15,7 @@
 // kronsae_count_dead(const u64* last, u32 n, const Numbers*, u32 after, u64 window, u32* tile_counts)
 // kronsae_list_dead(const u64* last, u32 n, const Numbers*, u32 after, u64 window, const u32* tile_counts, u32* list,
 //                   u32* count)
-//     Those of `last`, [n], that are `window` or more tokens ago: ascending into `list`, [n], their number into `count`.
+//     Those of `last`, [n], that are `window` or more tokens ago: ascending into `list`, [n], how many into `count`.
 //     after: 0 counts from tokens_before (latents), 1 from tokens_after (rows). tile_counts: [ceil(n / 1024)] scratch.
 //     Two launches, n > 0. Any grid (a block takes 1024), any block. Bytes: 8 a latent twice, the second time from L2.
 //
@@ -69,7 +69,7 @@ struct Revival {
 
 static_assert(sizeof(Revival) == 184, "as the host lays it out");
 
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
     kronsae_note_alive(const u32* starts, u32 latents, u64* fired_at, u32* positive, u32 rows, u64* positive_at,
                        const Numbers* numbers, const u32* halt) {
     const u64 now = numbers->tokens_after;
@@ -94,7 +94,7 @@ static __device__ __forceinline__ bool is_dead(const u64* last, u32 i, u32 n, u6
     return i < n && now - last[i] >= window;
 }
 
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
     kronsae_count_dead(const u64* last, u32 n, const Numbers* numbers, u32 after, u64 window, u32* tile_counts) {
     __shared__ u32 scratch[32];
     const u64 now = after ? numbers->tokens_after : numbers->tokens_before;
@@ -110,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
     kronsae_list_dead(const u64* last, u32 n, const Numbers* numbers, u32 after, u64 window, const u32* tile_counts,
                       u32* list, u32* count) {
     __shared__ u32 scratch[2][32];
@@ -132,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
 }
 
 // A token's rank is the number of tokens before it: no sort, for this is rare.
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
     kronsae_revive_rank(const float* squares, u32 tokens, const u32* dead_rows, u32* order, u32* eligible) {
     const u32 first = blockIdx.x * warps_in_block() + warp_id(), step = gridDim.x * warps_in_block();
     if (*dead_rows == 0) {
@@ -247,11 +247,11 @@ template <typename T> __device__ __forceinline__ void revive_decoder(const Shape
 }
 
 #define KRONSAE_REVIVE(T, SUFFIX) \
-    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) \
+    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) \
         kronsae_revive_rows_##SUFFIX(Shape s, Revival r) { \
         revive_rows<T>(s, r); \
     } \
-    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) \
+    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) \
         kronsae_revive_decoder_##SUFFIX(Shape s, Revival r) { \
         revive_decoder<T>(s, r); \
     }

@@ -211,7 +211,7 @@ __device__ __forceinline__ void decode_aux(
 }
 
 #define KRONSAE_DECODE(T, SUFFIX) \
-    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_decode_##SUFFIX( \
+    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_decode_##SUFFIX( \
         Shape s, u32 tokens, u32 stride, u32 k, const u32* counts, const u32* indices, \
         const float* values, const T* D, const float* b_dec, const T* x, const T* y, u32 ldy, float scale, \
         float mand_epsilon, T* residual, float* squares, float* norms, u32* row_ids, float* row_coefficients, \
@@ -221,7 +221,7 @@ __device__ __forceinline__ void decode_aux(
                                 mand_epsilon, residual, squares, norms, row_ids, row_coefficients, row_slots, \
                                 reinterpret_cast<float*>(block_shared)); \
     } \
-    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_decode_aux_##SUFFIX( \
+    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_decode_aux_##SUFFIX( \
         Shape s, u32 tokens, u32 stride, u32 k, const u32* counts, const u32* indices, \
         const float* values, const T* D, const T* y, u32 ldy, const T* residual, float scale, float mand_epsilon, \
         const double* total_squares, float coefficient, T* aux_residual, float* aux_squares, u32* row_ids, \

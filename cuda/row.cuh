@@ -43,6 +43,9 @@ struct ByRow {
     u32 reserved;
 };
 
+// Kernels say __launch_bounds__(1024, 1): 64 registers a thread, with which none of them spills. Left to itself ptxas
+// takes 32 for some.
+
 // Marks a list's unused slots.
 constexpr u32 NO_ROW = 0xFFFFFFFFu;
 // A row that more than HOT pairs touch is summed in parts, so that no block has it alone.

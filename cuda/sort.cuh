@@ -68,7 +68,7 @@ __device__ __forceinline__ u32 sort_key(const SortPass& p, u32 i) {
     return p.keys[i];
 }
 
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sort_histogram(SortPass p) {
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_sort_histogram(SortPass p) {
     __shared__ u32 histogram[DIGITS];
     const u32 n = sort_size(p);
     const u32 tiles = (n + SORT_TILE - 1) / SORT_TILE;
@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sort_
 }
 
 // For each digit: how many pairs of it lie in the tiles before each tile, in place; and in all of them.
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sort_scan(SortPass p) {
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_sort_scan(SortPass p) {
     const u32 tiles = (sort_size(p) + SORT_TILE - 1) / SORT_TILE;
     const u32 lane = lane_id(), warps = warps_in_block();
     for (u32 digit = blockIdx.x * warps + warp_id(); digit < DIGITS; digit += gridDim.x * warps) {
@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sort_
     }
 }
 
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sort_scatter(SortPass p) {
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_sort_scatter(SortPass p) {
     KRONSAE_DYNAMIC_SHARED(block_shared);
     u32* const next = reinterpret_cast<u32*>(block_shared); // [warps, DIGITS]: where a warp's next pair of a digit goes
     __shared__ u32 base[DIGITS];       // pairs of lower digits
@@ -176,7 +176,7 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sort_
 }
 
 // Where each row's pairs begin, by bisection: no row waits for another, however many are empty.
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
     kronsae_row_starts(const u32* keys, const u32* count, u32 rows, u32* starts) {
     const u32 n = *count;
     for (u32 row = blockIdx.x * blockDim.x + threadIdx.x; row <= rows; row += gridDim.x * blockDim.x) {

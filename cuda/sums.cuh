@@ -89,17 +89,17 @@ __device__ __forceinline__ void column_sums(const T* __restrict__ in, u32 tokens
     }
 }
 
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
     kronsae_column_sums_f32(const float* in, u32 tokens, u32 stride, float* partial) {
     column_sums(in, tokens, stride, partial);
 }
 
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
     kronsae_column_sums_bf16(const __nv_bfloat16* in, u32 tokens, u32 stride, float* partial) {
     column_sums(in, tokens, stride, partial);
 }
 
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_update_decoder_bias(BiasUpdate u) {
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_update_decoder_bias(BiasUpdate u) {
     if (!u.gradient && u.halt && *u.halt != 0) return;
     const Numbers numbers = *u.numbers;
     const float factor = u.factor ? *u.factor : 1.0f;
@@ -119,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_updat
 }
 
 // Each chunk by one warp. (__grid_constant__: the lists are indexed in place, not in a copy in local memory.)
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
     kronsae_sum_chunks(const __grid_constant__ SumLists s) {
     const u32 lane = lane_id(), warps = warps_in_block();
     for (u32 item = blockIdx.x * warps + warp_id(); item < s.lists * s.chunks; item += gridDim.x * warps) {
@@ -135,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
 }
 
 // Each list by one warp.
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
     kronsae_sum_totals(const __grid_constant__ SumLists s) {
     const u32 lane = lane_id(), warps = warps_in_block();
     for (u32 list = blockIdx.x * warps + warp_id(); list < s.lists; list += gridDim.x * warps) {
@@ -146,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
     kronsae_clip_factors(const Numbers* numbers, const double* norms, float* factors) {
     if (blockIdx.x > 0 || threadIdx.x >= 4) return;
     const double clip = double(numbers->clip), norm = norms[threadIdx.x];

@@ -230,8 +230,8 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
                 }
             }
         }
-        // From here on a thread has quads of four columns: consecutive lanes, consecutive 16 bytes of f32. (Pieces of f32
-        // are quads; then each thread goes on with its own.)
+        // From here on a thread has quads of four columns: consecutive lanes, consecutive 16 bytes of f32. (Pieces of
+        // f32 are quads; then each thread goes on with its own.)
         if (WIDTH > 4) PLANTABLE_BARRIER(108);
         for (u32 quad = threadIdx.x; quad < quads; quad += blockDim.x) {
             float w[4] = {}, g[4], scaled[4], square = 0.0f, dot = 0.0f;
@@ -301,11 +301,11 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
 }
 
 #define KRONSAE_UPDATE(T, SUFFIX) \
-    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) \
+    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) \
         kronsae_hot_rows_##SUFFIX(ByRow list, u32 rows, u32 stride, const u32* gate) { \
         hot_rows<T>(list, rows, stride, gate); \
     } \
-    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_update_rows_##SUFFIX(RowUpdate u) { \
+    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_update_rows_##SUFFIX(RowUpdate u) { \
         KRONSAE_DYNAMIC_SHARED(block_shared); \
         update_rows<T>(u, reinterpret_cast<float*>(block_shared)); \
     }

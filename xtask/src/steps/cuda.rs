@@ -48,7 +48,7 @@ fn library_of_compiler(name: &str) -> Result<String, String> {
     Ok(run(command)?.output.trim().to_owned())
 }
 
-/// The kernels of selection against the CPU's selector: as they are, under sanitizers, with planted races.
+/// The kernels against the CPU's selector and backend: as they are, under sanitizers, with planted races.
 pub(super) fn emulation(root: &Path) -> Report {
     match try_emulation(root) {
         Ok(report) => report,
@@ -74,6 +74,7 @@ fn try_emulation(root: &Path) -> Result<Report, String> {
     };
     let mut report = Report::of_tests(run(test(&plain, &[])));
     report.add(&Report::of_tests(run(test(&small, &["select::any", "dead::"]))));
+    report.add(&Report::of_tests(run(training(root, &plain, &[]))));
     report.add(&Report::of_tests(run(backend(root, &plain, &[]))));
     // The sanitizer's runtime has to come before all others, so it is loaded into the test's process, and only there:
     // cargo and the compiler would be slow under it, and leak.
@@ -81,6 +82,7 @@ fn try_emulation(root: &Path) -> Result<Report, String> {
     let sanitizing = [
         test(&sanitized, &["--skip", "planted_races", "--skip", "a_million"]),
         // A step's memory is allocated to the byte: what a kernel reads or writes past it is seen.
+        training(root, &sanitized, &["--skip", "planted_races", "--skip", "bf16_step", "--skip", "without_a_barrier"]),
         backend(root, &sanitized, &["gradients::", "batches_that_are_short"]),
     ];
     for mut command in sanitizing {
@@ -90,6 +92,14 @@ fn try_emulation(root: &Path) -> Result<Report, String> {
         report.add(&Report::of_tests(run(command)));
     }
     Ok(report)
+}
+
+/// The tests of the training kernels, one by one and a step of them; they take barriers out of this very library.
+fn training(root: &Path, library: &Path, rest: &[&str]) -> Command {
+    let args = ["test", "--package", "kronsae-trainer", "--test", "cuda_kernels", "--", "--ignored"];
+    let mut command = cargo(root, &[&args, rest].concat());
+    command.env("KRONSAE_CUDA_EMULATION", library);
+    command
 }
 
 /// The tests of the trainer's backend over emulated kernels, or those with these in their names.
