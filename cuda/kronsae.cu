@@ -10,4 +10,11 @@
 // - Where a result is exact by contract (selection), arithmetic is written with the intrinsics that round once
 //   (`__fmul_rn`, `__fsqrt_rn`). Compile without fast-math and without flushing to zero.
 #include "common.cuh"
+#include "convert.cuh"
 #include "select.cuh"
+#include "input.cuh"
+#include "decode.cuh"
+#include "sort.cuh"
+#include "sums.cuh"
+#include "update.cuh"
+#include "auxk.cuh"
