@@ -414,8 +414,13 @@ pub trait Device: Send + Sync {
     ///
     /// # Safety
     /// Nothing that the device's stream was given and has not done yet uses what is written.
-    unsafe fn copy_beside(&self, to: &DeviceMemory, offset: usize, from: PinnedMemory, bytes: usize)
-    -> Result<Arrival>;
+    unsafe fn copy_beside(
+        &self,
+        to: &DeviceMemory,
+        offset: usize,
+        from: PinnedMemory,
+        bytes: usize,
+    ) -> Result<Arrival>;
 
     /// Lets what the device's own stream is given from now on wait for a copy. Not while capturing: admit first, replay then.
     ///

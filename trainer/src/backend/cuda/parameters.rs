@@ -39,12 +39,7 @@ impl DeviceParameter {
                 Some(memory)
             }
         };
-        Ok(DeviceParameter {
-            value: upload(&from.value)?,
-            first: upload(&from.first)?,
-            second: upload(&from.second)?,
-            copy,
-        })
+        Ok(DeviceParameter { value: upload(&from.value)?, first: upload(&from.first)?, second: upload(&from.second)?, copy })
     }
 
     fn download(&self, device: &dyn Device, to: &mut Parameter) -> Result<()> {
@@ -74,10 +69,7 @@ impl DeviceParameter {
     }
 
     fn bytes(&self) -> usize {
-        self.value.bytes()
-            + self.first.bytes()
-            + self.second.bytes()
-            + self.copy.as_ref().map_or(0, DeviceMemory::bytes)
+        self.value.bytes() + self.first.bytes() + self.second.bytes() + self.copy.as_ref().map_or(0, DeviceMemory::bytes)
     }
 }
 

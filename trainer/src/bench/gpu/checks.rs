@@ -134,11 +134,7 @@ pub(super) fn run(device: &Arc<dyn Device>, emulated: bool, progress: &mut dyn F
         // A tenth of so short a run is a noisy end: of emulated kernels, which run a sixth of it, twice as much is allowed.
         let most = if emulated { 0.02 } else { 0.003 };
         let off = (narrow - wide).abs();
-        add(
-            "bf16 explains as much as f32",
-            off <= most,
-            format!("{narrow:.4} against {wide:.4}, at most {most} apart"),
-        );
+        add("bf16 explains as much as f32", off <= most, format!("{narrow:.4} against {wide:.4}, at most {most} apart"));
     }
     Ok(checks)
 }

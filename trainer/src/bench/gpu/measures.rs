@@ -126,11 +126,7 @@ pub(super) fn run(
         2.0 * working / bound,
         "x",
         2.0,
-        format!(
-            "{:.3} GB allocated by the step; {:.3} GB of parameters",
-            working / 1e9,
-            backend.parameter_bytes() as f64 / 1e9
-        ),
+        format!("{:.3} GB allocated by the step; {:.3} GB of parameters", working / 1e9, backend.parameter_bytes() as f64 / 1e9),
     ));
     drop(backend);
 
