@@ -1,4 +1,8 @@
-//! What the linker must know of the shared library: its SONAME, and that it stays in memory once loaded.
+//! What the linker must know of the shared library: its SONAME, and that it stays in memory once loaded. And, with the
+//! feature `cuda`, the kernels that are built in.
+
+#[path = "build/cuda.rs"]
+mod cuda;
 
 use std::path::{Path, PathBuf};
 
@@ -7,6 +11,9 @@ const SONAME: &str = "libkronsae.so.0";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        cuda::build();
+    }
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
         return;
     }

@@ -138,6 +138,20 @@ impl<'a> Activations<'a> {
         Activations { data, rows: range.len(), ..*self }
     }
 
+    /// Copies row `row` as it is into `out`.
+    ///
+    /// # Panics
+    /// If `row >= rows` or `out` is not exactly as long as a row.
+    #[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+    pub(crate) fn copy_row(&self, row: usize, out: &mut [u8]) {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        // SAFETY: the constructor promised that this row's bytes are readable for 'a; u8 has no alignment.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(self.data.add(row * self.row_stride), self.d_model * self.dtype.size())
+        };
+        out.copy_from_slice(bytes);
+    }
+
     /// Widens row `row` to f32, exactly, into the first `d_model` elements of `out`.
     ///
     /// # Panics

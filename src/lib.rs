@@ -28,6 +28,8 @@
 //! [`Sae`] is immutable and shared by any number of threads; [`Encoder`] holds a workspace, one per thread. The C ABI over
 //! all this is `include/kronsae.h`; training is the `kronsae` command, in a crate of its own.
 
+#[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+pub mod cuda;
 pub mod dtype;
 pub mod monitor;
 pub mod sae;

@@ -13,6 +13,7 @@
 #![expect(non_camel_case_types, reason = "types carry the names they have in C")]
 
 mod buffers;
+pub mod cuda;
 pub mod decode;
 pub mod encode;
 pub mod error;

@@ -50,7 +50,26 @@ impl<'a> LatentsMut<'a> {
         self.capacity
     }
 
-    pub(super) fn check(&self, rows: usize) -> Result<()> {
+    /// Writes one row as a device gave it: its first `indices.len()` latents, how many were active, its flags.
+    ///
+    /// # Panics
+    /// If there is no such row, or the latents are more than the capacity or not as many as the values.
+    #[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+    pub(crate) fn write_row(&mut self, row: usize, indices: &[u32], values: &[f32], active: u32, flags: u8) {
+        let start = row * self.capacity;
+        assert!(indices.len() <= self.capacity, "{} latents, capacity {}", indices.len(), self.capacity);
+        self.counts[row] = indices.len() as u32;
+        self.indices[start..start + indices.len()].copy_from_slice(indices);
+        self.values[start..start + indices.len()].copy_from_slice(values);
+        if let Some(to) = &mut self.active {
+            to[row] = active;
+        }
+        if let Some(to) = &mut self.flags {
+            to[row] = flags;
+        }
+    }
+
+    pub(crate) fn check(&self, rows: usize) -> Result<()> {
         let entries = rows.saturating_mul(self.capacity);
         let optional = |len: Option<usize>| len.unwrap_or(rows);
         for (what, found, expected) in [

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// The sources in the order a reader of the header wants them.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 16] = [
     "version",
     "status",
     "error",
@@ -12,6 +12,7 @@ const SOURCES: [&str; 15] = [
     "sae",
     "encode",
     "decode",
+    "cuda",
     "monitor/lifecycle",
     "monitor/sites",
     "monitor/taps",

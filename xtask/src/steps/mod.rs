@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the list of steps, and what runs them.
 
 pub(crate) mod csharp;
+mod cuda;
 pub(crate) mod go;
 mod llama;
 mod openssl;
@@ -74,6 +75,12 @@ const STEPS: &[Step] = &[
         "the shared library exports what was recorded, and what the header declares alone",
         true,
         native::exported_symbols,
+    ),
+    tests(
+        "cuda-emulation",
+        "the CUDA kernels of selection run on the CPU, again under sanitizers, and with planted races",
+        false,
+        cuda::emulation,
     ),
     check("abi", "programs built against the recorded interface and the last release go on working", true, abi::check),
     check("c-and-cpp", "C and C++ programs against the shared and the static library", true, native::c_and_cpp),
