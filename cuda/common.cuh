@@ -195,15 +195,16 @@ static __device__ __forceinline__ u64 kth_key(Each each, u32 k, int low, RadixSc
     u32 remaining = k;
     for (int shift = 56;; shift -= 8) {
         for (u32 b = threadIdx.x; b < 256; b += blockDim.x) scratch.histogram[b] = 0;
-        __syncthreads();
+        PLANTABLE_BARRIER(4);
         each([&](u64 key) {
             if (shift == 56 || key >> (shift + 8) == prefix) atomicAdd(&scratch.histogram[key >> shift & 255], 1u);
         });
         __syncthreads();
         if (threadIdx.x < 32) {
             // Each lane has eight digits, lane 0 the largest.
-            u32 counts[8], sum = 0;
-            for (u32 i = 0; i < 8; i++) sum += counts[i] = scratch.histogram[255 - (lane_id() * 8 + i)];
+            const u32* const counts = &scratch.histogram[255 - lane_id() * 8];
+            u32 sum = 0;
+            for (int i = 0; i < 8; i++) sum += counts[-i];
             u32 through = sum;
             for (u32 by = 1; by < 32; by <<= 1) {
                 const u32 before = __shfl_up_sync(KRONSAE_FULL_WARP, through, by);
@@ -211,11 +212,11 @@ static __device__ __forceinline__ u64 kth_key(Each each, u32 k, int low, RadixSc
             }
             u32 before = through - sum;
             if (before < remaining && remaining <= through) {
-                u32 i = 0;
-                while (before + counts[i] < remaining) before += counts[i++];
-                scratch.digit = 255 - (lane_id() * 8 + i);
+                int i = 0;
+                while (before + counts[-i] < remaining) before += counts[-i++];
+                scratch.digit = 255 - lane_id() * 8 - i;
                 scratch.remaining = remaining - before;
-                scratch.in_bucket = counts[i];
+                scratch.in_bucket = counts[-i];
             } else if (lane_id() == 31 && through < remaining) {
                 scratch.digit = 256;
             }

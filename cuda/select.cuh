@@ -143,6 +143,7 @@ static __device__ __forceinline__ void each_product(const Shape& s, const T* y, 
                 for (u32 rows = __ballot_sync(KRONSAE_FULL_WARP, maybe); rows != 0; rows &= rows - 1) {
                     const u32 i = (u32)__ffs((int)rows) - 1;
                     const float p = __shfl_sync(KRONSAE_FULL_WARP, own, i);
+#pragma unroll 1
                     for (u32 j = lane_id(); j < n; j += 32) {
                         const float product = __fmul_rn(p, positive(to_float(extension[j])));
                         if (product > 0.0f && product >= least)
@@ -207,18 +208,10 @@ static __device__ __forceinline__ void select_kron(const Shape& s, const Selecti
                                                    const float* maxima, float largest, float theta_floor,
                                                    const Lists& lists, SelectScratch& scratch) {
     const u32 k = min(to.k, to.capacity);
-    u32 total, count;
-    if (to.mode == KRONSAE_THRESHOLD) {
-        const auto products = [&](auto take) {
-            const auto head_at = [&](u32 slot, u32& head) {
-                head = slot;
-                return maxima == nullptr || maxima[head] >= theta_floor;
-            };
-            each_product(s, y, s.heads, theta_floor, head_at, take);
-        };
-        u64 floor = 1;
-        count = collect_first(products, floor, k, lists, total, scratch);
-    } else {
+    const bool listed = to.mode == KRONSAE_TOPK;
+    u32 total, slots = s.heads;
+    float least = theta_floor;
+    if (listed) {
         const auto heads = [&](auto take) {
             const u32 width = s.base + s.extension;
             for (u32 head = threadIdx.x; head < s.heads; head += blockDim.x) {
@@ -228,7 +221,9 @@ static __device__ __forceinline__ void select_kron(const Shape& s, const Selecti
                 } else {
                     float p = 0.0f, q = 0.0f;
                     const T* rows = y + (u64)head * width;
+#pragma unroll 1
                     for (u32 i = 0; i < s.base; i++) p = fmaxf(p, to_float(rows[i]));
+#pragma unroll 1
                     for (u32 j = s.base; j < width; j++) q = fmaxf(q, to_float(rows[j]));
                     max = __fmul_rn(p, q);
                 }
@@ -237,20 +232,20 @@ static __device__ __forceinline__ void select_kron(const Shape& s, const Selecti
         };
         u64 floor = floor_of_parts(largest, k, scratch);
         if (floor == 0) floor = 1;
-        count = collect_first(heads, floor, k, lists, total, scratch);
-        const u32 chosen = keep_first(count, floor, k, lists, scratch);
+        const u32 found = collect_first(heads, floor, k, lists, total, scratch);
+        slots = keep_first(found, floor, k, lists, scratch);
         // Fewer heads than k: they may hold k latents below any head's maximum.
-        const float least = chosen == k ? key_value(floor) : 0.0f;
-        const auto products = [&](auto take) {
-            const auto head_at = [&](u32 slot, u32& head) {
-                head = key_index(lists.kept[slot]);
-                return true;
-            };
-            each_product(s, y, chosen, least, head_at, take);
-        };
-        floor = 1;
-        count = collect_first(products, floor, k, lists, total, scratch);
+        least = slots == k ? key_value(floor) : 0.0f;
     }
+    const auto products = [&](auto take) {
+        const auto head_at = [&](u32 slot, u32& head) {
+            head = listed ? key_index(lists.kept[slot]) : slot;
+            return listed || maxima == nullptr || maxima[head] >= least;
+        };
+        each_product(s, y, slots, least, head_at, take);
+    };
+    u64 floor = 1;
+    const u32 count = collect_first(products, floor, k, lists, total, scratch);
     write_token(to, true, token, count, k, total, lists, scratch);
 }
 
@@ -332,8 +327,8 @@ static __device__ __forceinline__ void select_tokens(const Shape& s, const T* y,
         } else {
             select_dense(s, to, row, token, seen.largest, theta_floor, room.lists, scratch);
         }
-        // The maxima are read until here; where there are tiles, taking the next one has a barrier.
-        if (cut.tiles == 0) PLANTABLE_BARRIER(4);
+        // No barrier: whatever was read of shared memory was read before the last barrier of a collection, or is written
+        // behind the first of the next.
     }
 
     if (mask == nullptr) return;
@@ -367,7 +362,6 @@ static __device__ __forceinline__ void select_from_maxima(const Shape& s, const 
             select_kron(s, to, y + (u64)token * ldy, token, copy != nullptr ? copy : from, seen.largest, theta_floor,
                         room.lists, scratch);
         }
-        __syncthreads(); // the copy is read until here
     }
 }
 
@@ -421,28 +415,27 @@ static __device__ __forceinline__ void select_dead(const Shape& s, const T* y, u
         u32 total;
         const u32 count = collect_first(keys, floor, k, room.lists, total, scratch);
         write_token(to, s.kind == KRONSAE_KRON, token, count, k, total, room.lists, scratch);
-        __syncthreads(); // the lists are read until here
     }
 }
 
 #define KRONSAE_SELECT_KERNELS(T, suffix)                                                                              \
-    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_select_##suffix(                        \
+    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_select_##suffix(                        \
         Shape s, const T* y, u32 ldy, u32 tokens, u32 k, u32 mode, float theta, const float* thetas, u32* counts,      \
         u32* indices, float* values, u32 capacity, u32* active, u8* flags, u32* positive, u32* skipped) {              \
         const Selection to = {k, mode, theta, thetas, counts, indices, values, capacity, active, flags, skipped};      \
         select_tokens(s, y, ldy, tokens, to, positive);                                                                \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_head_maxima_##suffix(                   \
+    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_head_maxima_##suffix(                   \
         Shape s, const T* y, u32 ldy, u32 tokens, float* maxima, u32* positive) {                                      \
         maxima_of_heads(s, y, ldy, tokens, maxima, positive);                                                          \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_select_maxima_##suffix(                 \
+    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_select_maxima_##suffix(                 \
         Shape s, const T* y, u32 ldy, u32 tokens, u32 k, u32 mode, float theta, const float* thetas, u32* counts,      \
         u32* indices, float* values, u32 capacity, u32* active, u8* flags, u32* skipped, const float* maxima) {        \
         const Selection to = {k, mode, theta, thetas, counts, indices, values, capacity, active, flags, skipped};      \
         select_from_maxima(s, y, ldy, tokens, to, maxima);                                                             \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_select_dead_##suffix(                   \
+    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_select_dead_##suffix(                   \
         Shape s, const T* y, u32 ldy, u32 tokens, const u32* dead, const u32* dead_count, u32 k_aux, u32* counts,      \
         u32* indices, float* values, u32 capacity) {                                                                   \
         const Selection to = {k_aux,   KRONSAE_TOPK, 0.0f,    nullptr, counts, indices,                                \

@@ -115,10 +115,7 @@ template <bool EVEN, class T>
 static __device__ __forceinline__ float side_max(const T* from, u32 count, u32 lane, u32 lanes, bool pairs, bool& bad) {
     float largest = 0.0f;
     const u32 words = pairs ? count / 2 : count;
-#pragma unroll
-    for (u32 i = 0; i < (EVEN ? words / lanes : (words + lanes - 1) / lanes); i++) {
-        const u32 e = lane + i * lanes;
-        if (!EVEN && e >= words) break;
+    const auto see_word = [&](u32 e) {
         if (pairs) {
             const u32 word = reinterpret_cast<const u32*>(from)[e];
             see(__uint_as_float(word << 16), largest, bad);
@@ -126,6 +123,13 @@ static __device__ __forceinline__ float side_max(const T* from, u32 count, u32 l
         } else {
             see(to_float(from[e]), largest, bad);
         }
+    };
+    if (EVEN) {
+#pragma unroll
+        for (u32 i = 0; i < words / lanes; i++) see_word(lane + i * lanes);
+    } else {
+#pragma unroll 2
+        for (u32 e = lane; e < words; e += lanes) see_word(e);
     }
     return largest;
 }

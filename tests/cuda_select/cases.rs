@@ -22,14 +22,9 @@ impl From<Encoder> for Shape {
     fn from(encoder: Encoder) -> Shape {
         let (rows, latents) = (encoder.rows() as u32, encoder.latents() as u32);
         match encoder {
-            Encoder::Kron { heads, base, extension } => Shape {
-                kind: 0,
-                heads: heads as u32,
-                base: base as u32,
-                extension: extension as u32,
-                rows,
-                latents,
-            },
+            Encoder::Kron { heads, base, extension } => {
+                Shape { kind: 0, heads: heads as u32, base: base as u32, extension: extension as u32, rows, latents }
+            }
             Encoder::Dense { .. } => Shape { kind: 1, heads: 0, base: 0, extension: 0, rows, latents },
         }
     }
@@ -65,7 +60,13 @@ impl Kind {
                 Kind::Usual | Kind::Special => u * (rng.unit() * 3.0).exp2(),
                 Kind::Ties => (u * 3.5).round(),
                 Kind::Equal => 1.5,
-                Kind::Silent => if rng.below(64) == 0 { u } else { -u.abs() },
+                Kind::Silent => {
+                    if rng.below(64) == 0 {
+                        u
+                    } else {
+                        -u.abs()
+                    }
+                }
                 Kind::Denormal => u * [1e-19, 1e-22, 3e-23][rng.below(3)],
                 Kind::Huge => u * 1.9e19,
             };
@@ -131,13 +132,8 @@ pub(crate) fn any_case() -> impl Strategy<Value = Case> {
         any::<bool>(),
         0_usize..4,
     );
-    let place = (
-        any::<bool>(),
-        prop::sample::select(vec![32_u32, 64, 96, 256, 512, 1024]),
-        1_u32..4,
-        0_u64..5,
-        0_i32..10,
-    );
+    let place =
+        (any::<bool>(), prop::sample::select(vec![32_u32, 64, 96, 256, 512, 1024]), 1_u32..4, 0_u64..5, 0_i32..10);
     let kinds = prop::collection::vec(prop::sample::select(KINDS.to_vec()), 1..5);
     (encoders(), kinds, any::<u64>(), rule, place).prop_map(
         |(encoder, kinds, seed, (k, theta, thresholds, spare), (bf16, block, grid, quarters, schedule))| {

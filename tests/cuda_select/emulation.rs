@@ -32,7 +32,7 @@ fn faults_that_hang_a_gpu_are_sentences() {
     for schedule in SCHEDULES {
         let mut out = vec![0_u32; 1024];
         let to = out.as_mut_ptr();
-        let mut fails = |kernel: &str, needle: &str| {
+        let fails = |kernel: &str, needle: &str| {
             let how = one_block(64, schedule);
             // SAFETY: `to` has room for a word of each thread; kernels without arguments read none.
             let found = unsafe { Library::tested().launch(kernel, how, &mut [argument(&to)]) }.unwrap_err();

@@ -78,7 +78,8 @@ impl Library {
         // that lives until this thread's next launch.
         unsafe {
             (self.schedule)(how.schedule);
-            let failed = (self.launch)(name.as_ptr(), grid.as_ptr(), block.as_ptr(), how.shared_bytes, args.as_mut_ptr());
+            let failed =
+                (self.launch)(name.as_ptr(), grid.as_ptr(), block.as_ptr(), how.shared_bytes, args.as_mut_ptr());
             drop(turn);
             if failed == 0 { Ok(()) } else { Err(CStr::from_ptr((self.error)()).to_string_lossy().into_owned()) }
         }
