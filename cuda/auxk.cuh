@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
         }
         count = block_sum(count, scratch);
         if (threadIdx.x == 0) tile_counts[tile] = count;
-        PLANTABLE_BARRIER(16); // `scratch` is used again
+        PLANTABLE_BARRIER(112); // `scratch` is used again
     }
 }
 
@@ -126,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
             const bool dead = first + threadIdx.x < DEAD_TILE && is_dead(last, i, n, now, window);
             const u32 place = ordered_place(dead, next, scratch[1]);
             if (dead) list[place] = i;
-            PLANTABLE_BARRIER(17); // `scratch` is used again
+            PLANTABLE_BARRIER(113); // `scratch` is used again
         }
     }
 }

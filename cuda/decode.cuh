@@ -62,7 +62,7 @@ __device__ __forceinline__ void decode_tokens(
             latents[j] = indices[u64(token) * k + j];
             weights[j] = values[u64(token) * k + j];
         }
-        PLANTABLE_BARRIER(5);
+        PLANTABLE_BARRIER(101);
 
         // x_hat - x (AUX: e_hat - e), a piece of columns a thread, latents in their order. In shared memory, part q of
         // piece p lies at quad q * pieces + p, so that neighbouring threads touch neighbouring quads.
@@ -110,7 +110,7 @@ __device__ __forceinline__ void decode_tokens(
             }
             store_piece(output, piece, scaled);
         }
-        PLANTABLE_BARRIER(6);
+        PLANTABLE_BARRIER(102);
 
         // Two latents a warp at a time: the products of their decoder rows with the residual. The last turn is |x_hat
         // - x|^2.
@@ -187,7 +187,7 @@ __device__ __forceinline__ void decode_tokens(
         for (u32 slot = used + threadIdx.x; slot < row_slots; slot += blockDim.x) {
             row_ids[u64(token) * row_slots + slot] = NO_ROW;
         }
-        PLANTABLE_BARRIER(7); // the next token overwrites the shared lists
+        PLANTABLE_BARRIER(103); // the next token overwrites the shared lists
     }
 }
 
@@ -216,20 +216,20 @@ __device__ __forceinline__ void decode_aux(
         const float* values, const T* D, const float* b_dec, const T* x, const T* y, u32 ldy, float scale, \
         float mand_epsilon, T* residual, float* squares, float* norms, u32* row_ids, float* row_coefficients, \
         u32 row_slots) { \
-        KRONSAE_DYNAMIC_SHARED(shared); \
+        KRONSAE_DYNAMIC_SHARED(block_shared); \
         decode_tokens<T, false>(s, tokens, stride, k, counts, indices, values, D, b_dec, x, y, ldy, scale, scale, \
                                 mand_epsilon, residual, squares, norms, row_ids, row_coefficients, row_slots, \
-                                reinterpret_cast<float*>(shared)); \
+                                reinterpret_cast<float*>(block_shared)); \
     } \
     extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_decode_aux_##SUFFIX( \
         Shape s, u32 tokens, u32 stride, u32 k, const u32* counts, const u32* indices, \
         const float* values, const T* D, const T* y, u32 ldy, const T* residual, float scale, float mand_epsilon, \
         const double* total_squares, float coefficient, T* aux_residual, float* aux_squares, u32* row_ids, \
         float* row_coefficients, u32 row_slots, const u32* gate) { \
-        KRONSAE_DYNAMIC_SHARED(shared); \
+        KRONSAE_DYNAMIC_SHARED(block_shared); \
         decode_aux<T>(s, tokens, stride, k, counts, indices, values, D, y, ldy, residual, scale, mand_epsilon, \
                       total_squares, coefficient, aux_residual, aux_squares, row_ids, row_coefficients, row_slots, \
-                      gate, reinterpret_cast<float*>(shared)); \
+                      gate, reinterpret_cast<float*>(block_shared)); \
     }
 
 KRONSAE_DECODE(float, f32)

@@ -75,14 +75,14 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sort_
     for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         // A thread clears what it alone has read.
         for (u32 digit = threadIdx.x; digit < DIGITS; digit += blockDim.x) histogram[digit] = 0;
-        PLANTABLE_BARRIER(8);
+        PLANTABLE_BARRIER(104);
         const u32 end = min(n, (tile + 1) * SORT_TILE);
         for (u32 i = tile * SORT_TILE + threadIdx.x; i < end; i += blockDim.x) {
             const u32 key = sort_key(p, i);
             // Whole numbers: their sum does not depend on the order.
             if (key != NO_ROW) atomicAdd(&histogram[(key >> p.shift) % DIGITS], 1u);
         }
-        PLANTABLE_BARRIER(9);
+        PLANTABLE_BARRIER(105);
         for (u32 digit = threadIdx.x; digit < DIGITS; digit += blockDim.x) {
             p.histograms[u64(digit) * p.tile_stride + tile] = histogram[digit];
         }
@@ -112,8 +112,8 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sort_
 }
 
 extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sort_scatter(SortPass p) {
-    KRONSAE_DYNAMIC_SHARED(shared);
-    u32* const next = reinterpret_cast<u32*>(shared); // [warps, DIGITS]: where a warp's next pair of a digit goes
+    KRONSAE_DYNAMIC_SHARED(block_shared);
+    u32* const next = reinterpret_cast<u32*>(block_shared); // [warps, DIGITS]: where a warp's next pair of a digit goes
     __shared__ u32 base[DIGITS];       // pairs of lower digits
     const u32 n = sort_size(p);
     const u32 tiles = (n + SORT_TILE - 1) / SORT_TILE;
@@ -148,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sort_
             if (digit < DIGITS && lane == __ffs(peers) - 1u) own[digit] += __popc(peers);
             __syncwarp();
         }
-        PLANTABLE_BARRIER(10);
+        PLANTABLE_BARRIER(106);
         for (u32 digit = threadIdx.x; digit < DIGITS; digit += blockDim.x) {
             u32 at = base[digit] + p.histograms[u64(digit) * p.tile_stride + tile];
             for (u32 w = 0; w < warps; ++w) {
@@ -157,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sort_
                 at += count;
             }
         }
-        PLANTABLE_BARRIER(11);
+        PLANTABLE_BARRIER(107);
         for (u32 first = begin; first < end; first += 32) {
             const u32 i = first + lane;
             const u32 key = i < end ? sort_key(p, i) : NO_ROW;

@@ -118,8 +118,9 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_updat
     }
 }
 
-// Each chunk by one warp.
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sum_chunks(SumLists s) {
+// Each chunk by one warp. (__grid_constant__: the lists are indexed in place, not in a copy in local memory.)
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
+    kronsae_sum_chunks(const __grid_constant__ SumLists s) {
     const u32 lane = lane_id(), warps = warps_in_block();
     for (u32 item = blockIdx.x * warps + warp_id(); item < s.lists * s.chunks; item += gridDim.x * warps) {
         const u32 list = item / s.chunks, chunk = item % s.chunks;
@@ -134,7 +135,8 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sum_c
 }
 
 // Each list by one warp.
-extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_sum_totals(SumLists s) {
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS)
+    kronsae_sum_totals(const __grid_constant__ SumLists s) {
     const u32 lane = lane_id(), warps = warps_in_block();
     for (u32 list = blockIdx.x * warps + warp_id(); list < s.lists; list += gridDim.x * warps) {
         double sum = 0.0;

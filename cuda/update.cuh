@@ -230,8 +230,9 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
                 }
             }
         }
-        // From here on a thread has quads of four columns: consecutive lanes, consecutive 16 bytes of f32.
-        PLANTABLE_BARRIER(12);
+        // From here on a thread has quads of four columns: consecutive lanes, consecutive 16 bytes of f32. (Pieces of f32
+        // are quads; then each thread goes on with its own.)
+        if (WIDTH > 4) PLANTABLE_BARRIER(108);
         for (u32 quad = threadIdx.x; quad < quads; quad += blockDim.x) {
             float w[4] = {}, g[4], scaled[4], square = 0.0f, dot = 0.0f;
             if (!capture) load_stream(u.weight.value + at, quad, w);
@@ -248,7 +249,7 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
             along[quad] = dot;
             if (capture) store_stream(u.gradient + at, quad, g);
         }
-        if (u.project) PLANTABLE_BARRIER(13);
+        if (u.project) PLANTABLE_BARRIER(109);
         float part = 0.0f; // of the gradient along the row
         if (u.project) part = sum_parts(along, quads);
         if (!capture) {
@@ -274,7 +275,7 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
                 }
             }
         }
-        PLANTABLE_BARRIER(14);
+        PLANTABLE_BARRIER(110);
         if (threadIdx.x < 32 && u.row_squares) {
             const float square = sum_parts(squares, quads);
             if (lane == 0) u.row_squares[row] = square;
@@ -295,7 +296,7 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
             }
             if (u.value_squares && threadIdx.x == 0) u.value_squares[row] = __fmul_rn(square, __fmul_rn(scale, scale));
         }
-        PLANTABLE_BARRIER(15); // the next row overwrites shared memory
+        PLANTABLE_BARRIER(111); // the next row overwrites shared memory
     }
 }
 
@@ -305,8 +306,8 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
         hot_rows<T>(list, rows, stride, gate); \
     } \
     extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS) kronsae_update_rows_##SUFFIX(RowUpdate u) { \
-        KRONSAE_DYNAMIC_SHARED(shared); \
-        update_rows<T>(u, reinterpret_cast<float*>(shared)); \
+        KRONSAE_DYNAMIC_SHARED(block_shared); \
+        update_rows<T>(u, reinterpret_cast<float*>(block_shared)); \
     }
 
 KRONSAE_UPDATE(float, f32)

@@ -1,6 +1,6 @@
 //! The sort against the standard library's stable sort.
 
-use crate::cases::RUNS;
+use crate::cases::runs;
 use crate::emulator::{Buffer, Emulator};
 use crate::step::Device;
 use kronsae_trainer::random::Stream;
@@ -42,7 +42,7 @@ fn sorted_as_by_a_stable_sort() {
         let keys = keys(n, rows, holes, i as u64);
         let (sorted, positions, starts) = expected(&keys, |_| true, rows);
         let buffer = Buffer::of(&keys);
-        for run in RUNS {
+        for &run in runs() {
             let out = Device { emulator: &emulator, run }.sort(buffer.address(), 0, 1, n, rows, 0);
             let count = out.count.get()[0] as usize;
             assert_eq!(count, sorted.len(), "{n} pairs of {rows} rows, {run:?}");
@@ -66,7 +66,7 @@ fn only_counted_pairs_take_part() {
     let (sorted, positions, starts) = expected(&keys, valid, rows);
     assert!(sorted.len() < keys.len() && counts.contains(&0) && counts.contains(&(slots as u32)));
     let (keys, counts) = (Buffer::of(&keys), Buffer::of(&counts));
-    for run in RUNS {
+    for &run in runs() {
         let device = Device { emulator: &emulator, run };
         for gate in [0_u32, 5] {
             let gate_buffer = Buffer::of(&[gate]);

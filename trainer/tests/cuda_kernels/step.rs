@@ -94,6 +94,8 @@ pub(crate) struct Outcome<T> {
     pub(crate) by_latent: Sorted,
     pub(crate) by_encoder_row: Sorted,
     pub(crate) aux: Option<Aux<T>>,
+    /// Its latents, its encoder rows.
+    pub(crate) aux_sorted: Option<(Sorted, Sorted)>,
     pub(crate) dead_latents: Vec<u32>,
     pub(crate) dead_rows: Vec<u32>,
     pub(crate) revived: u32,
@@ -370,14 +372,14 @@ pub(crate) fn step<T: Element>(emulator: &Emulator, run: Run, problem: &Problem<
         project: 1,
         ..RowUpdate::default()
     };
-    let mut aux_sorted = Vec::new();
+    let mut aux_sorted = None;
     if let Some(aux) = &aux {
         let (by_latent, by_row_) = (of_lists(&aux.lists, gate), of_rows(&aux.row_ids, gate));
         let slots = aux.lists.slots;
         encoder_update.aux = by_row(&by_row_, &aux.row_coefficients, slots_a_latent * slots, x.address(), rows, gate);
         decoder_update.aux = by_row(&by_latent, &aux.lists.values, slots, aux.residual.address(), latents, gate);
         (encoder_update.aux_gate, decoder_update.aux_gate) = (gate, gate);
-        aux_sorted.push((by_latent, by_row_));
+        aux_sorted = Some((by_latent, by_row_));
     }
 
     // Gradients and updates.
@@ -429,6 +431,7 @@ pub(crate) fn step<T: Element>(emulator: &Emulator, run: Run, problem: &Problem<
         by_latent,
         by_encoder_row,
         aux,
+        aux_sorted,
         dead_latents,
         dead_rows: Vec::new(),
         revived: 0,

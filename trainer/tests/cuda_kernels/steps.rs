@@ -1,6 +1,6 @@
 //! Steps of the device against steps of the CPU and gradients in f64.
 
-use crate::cases::{CASES, Case, RUNS};
+use crate::cases::{CASES, Case, Filled, RUNS, runs};
 use crate::emulator::{Buffer, Element, Emulator, Run};
 use crate::reference::{self, Gradients};
 use crate::step::{Device, HOT, Outcome, Problem, Resident, numbers, step};
@@ -8,9 +8,11 @@ use half::bf16;
 use kronsae::sae::Encoder;
 use kronsae_trainer::backend::cpu::CpuBackend;
 use kronsae_trainer::backend::{Backend, Parameter, StepInput, StepSettings, TrainState};
+use std::ops::RangeInclusive;
 
-/// The last `PLANTABLE_BARRIER` of the training kernels; the first is 5.
-const PLANTED: i32 = 17;
+/// The `PLANTABLE_BARRIER`s of the training kernels.
+const PLANTED: RangeInclusive<i32> = 101..=113;
+const BARRIER: &str = "KRONSAE_TEST_BARRIER";
 const NAMES: [&str; 4] = ["encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"];
 
 fn input<'a>(problem: &Problem<'a>) -> StepInput<'a> {
@@ -86,7 +88,7 @@ fn step_in_all_ways<T: Element>(case: &Case, problem: &Problem<'_>) -> Outcome<T
     let emulator = Emulator::new();
     let first = step::<T>(&emulator, RUNS[0], problem);
     let expected = bits(&first);
-    for run in RUNS {
+    for &run in runs() {
         let again = bits(&step::<T>(&emulator, run, problem));
         for (i, (again, expected)) in again.iter().zip(&expected).enumerate() {
             assert!(again == expected, "{}: output {i} differs when run as {run:?}", case.name);
@@ -132,7 +134,9 @@ fn gradients_are_those_of_the_cpu_and_of_f64() {
         compare(&case, &problem, &outcome, 1e-5);
         let long = |starts: &[u32]| starts.windows(2).filter(|w| (w[1] - w[0]) as usize > HOT).count();
         hot += long(outcome.by_encoder_row.starts.get());
-        hot_aux += outcome.aux.is_some() as usize * long(outcome.by_latent.starts.get());
+        if let Some((by_latent, by_row)) = &outcome.aux_sorted {
+            hot_aux += long(by_latent.starts.get()).min(long(by_row.starts.get()));
+        }
         empty += outcome.by_latent.starts.get().windows(2).filter(|w| w[0] == w[1]).count();
         let used = outcome.by_encoder_row.count.get()[0] as usize;
         let slots = outcome.row_ids.get().len() / problem.tokens;
@@ -169,8 +173,8 @@ fn bf16_gradients_are_those_of_f64_from_the_same_bf16() {
         let filled = case.fill();
         let problem = filled.problem(true);
         let outcome = step_in_all_ways::<bf16>(&case, &problem);
-        // Half a unit of bf16's last place is 2^-9 of the element, and a little for its f32 past.
-        compare(&case, &problem, &outcome, 2.1e-3);
+        // Half a unit of bf16's last place is up to 2^-8 of the element.
+        compare(&case, &problem, &outcome, 4e-3);
     }
 }
 
@@ -351,34 +355,51 @@ fn tokens_that_are_not_finite_change_nothing() {
     }
 }
 
-/// A barrier taken out of the kernels changes a result, or stops the emulation, under some schedule.
+/// What a number of steps leaves, with a barrier taken out.
+fn left_by(filled: &[Filled], barrier: i32, run: Run) -> Vec<Vec<Vec<u32>>> {
+    let emulator = Emulator::new();
+    emulator.plant(barrier);
+    let mut all: Vec<_> =
+        filled.iter().map(|filled| bits(&step::<f32>(&emulator, run, &filled.problem(false)))).collect();
+    all.push(bits(&step::<bf16>(&emulator, run, &filled[0].problem(false))));
+    // Lists of several tiles.
+    let last: Vec<u64> = (0..5000).map(|i| 95_000 + i % 7 / 3 * 5000).collect();
+    let numbers = Buffer::of(&[numbers(&filled[0].problem(false))]);
+    let (list, count) = Device { emulator: &emulator, run }.dead(&Buffer::of(&last), &numbers, false, 5000);
+    all.push(vec![list.get().to_vec(), count.get().to_vec()]);
+    emulator.plant(0);
+    all
+}
+
+/// The child of [`planted_races_are_found`], which tells it the barrier; by itself it takes none out.
+#[test]
+#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
+fn all_schedules_give_the_same_without_a_barrier() {
+    let barrier = std::env::var(BARRIER).map_or(0, |number| number.parse().unwrap());
+    let filled = [CASES[7], CASES[3], CASES[5], CASES[9]].map(|case| case.fill());
+    let expected = left_by(&filled, 0, RUNS[0]);
+    for &run in runs().iter().filter(|run| run.block > 32) {
+        assert!(left_by(&filled, barrier, run) == expected, "without barrier {barrier}, {run:?}");
+    }
+}
+
+/// A barrier taken out of the kernels changes a result, or stops the emulation, under some schedule. In a process of
+/// its own: what is read too early may be taken for an address.
 #[test]
 #[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
 fn planted_races_are_found() {
-    const BARRIERS: std::ops::RangeInclusive<i32> = 5..=PLANTED;
-    let cases = [CASES[0], CASES[3], CASES[5], CASES[9]];
-    let filled = cases.map(|case| case.fill());
-    let right = |barrier: i32, run: Run| -> Vec<Vec<Vec<u32>>> {
-        let emulator = Emulator::new();
-        emulator.plant(barrier);
-        let mut all: Vec<_> =
-            filled.iter().map(|filled| bits(&step::<f32>(&emulator, run, &filled.problem(false)))).collect();
-        // Lists of several tiles.
-        let last: Vec<u64> = (0..5000).map(|i| 95_000 + i % 7 / 3 * 5000).collect();
-        let numbers = Buffer::of(&[numbers(&filled[0].problem(false))]);
-        let (list, count) = Device { emulator: &emulator, run }.dead(&Buffer::of(&last), &numbers, false, 5000);
-        all.push(vec![list.get().to_vec(), count.get().to_vec()]);
-        emulator.plant(0);
-        all
+    let right = |barrier: i32| {
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "steps::all_schedules_give_the_same_without_a_barrier"])
+            .env(BARRIER, barrier.to_string())
+            .env("RUST_BACKTRACE", "0")
+            .output()
+            .unwrap()
     };
-    let expected = right(0, RUNS[0]);
-    for barrier in BARRIERS {
-        let found = RUNS.iter().filter(|run| run.block > 32).any(|&run| {
-            let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| right(barrier, run)));
-            Emulator::new().plant(0);
-            ran.is_err() || ran.is_ok_and(|out| out != expected)
-        });
-        assert!(found, "without barrier {barrier} every schedule still gives right results");
+    let whole = right(0);
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stdout));
+    for barrier in PLANTED {
+        assert!(!right(barrier).status.success(), "without barrier {barrier} every schedule still gives right results");
     }
 }
 
@@ -407,7 +428,7 @@ fn the_dead_are_listed_in_order() {
         (numbers.tokens_before, numbers.tokens_after) = (3_000_000_000_500, 3_000_000_000_501);
         let numbers = Buffer::of(&[numbers]);
         let expected: Vec<u32> = (0..n as u32).filter(|i| (i + 1) % every as u32 == 0).collect();
-        for run in RUNS {
+        for &run in runs() {
             let device = Device { emulator: &emulator, run };
             for (after, window, expected) in
                 [(false, 500, &*expected), (true, 501, &*expected), (false, 501, &[]), (true, 502, &[])]
