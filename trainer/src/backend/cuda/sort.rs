@@ -65,7 +65,8 @@ impl SortSpace {
 
     /// Bytes of all of it.
     pub(super) fn bytes(&self) -> usize {
-        let SortSpace { keys, positions, histograms, totals, counts, pieces, piece_coefficients, tile_stride: _ } = self;
+        let SortSpace { keys, positions, histograms, totals, counts, pieces, piece_coefficients, tile_stride: _ } =
+            self;
         let single = [histograms, totals, counts, pieces, piece_coefficients];
         single.into_iter().chain(keys).chain(positions).map(DeviceMemory::bytes).sum()
     }
