@@ -246,9 +246,8 @@ fn what_kernels_do_not_take_is_refused() {
     let _turn = turn();
     let refused = |encoder: Encoder, d: usize, settings: StepSettings, word: &str| {
         let state = TrainState::empty(encoder, d).unwrap();
-        let error = match CudaBackend::new(device(), state, settings, 4, CudaOptions::default()) {
-            Ok(_) => panic!("{word} was taken"),
-            Err(error) => error,
+        let Err(error) = CudaBackend::new(device(), state, settings, 4, CudaOptions::default()) else {
+            panic!("{word} was taken")
         };
         assert_eq!(error.status(), Status::Unsupported);
         assert!(error.message().contains(word) && error.message().contains("--backend cpu"), "{error}");
