@@ -37,6 +37,23 @@ pub(super) fn build(root: &Path, name: &str, flags: &[&str]) -> Result<PathBuf, 
     if ran.success { Ok(library) } else { Err(format!("{name}.so of cuda/ does not compile\n{}", ran.output)) }
 }
 
+/// Builds libraries, each by its name and flags, as many at a time as there are cores.
+fn build_all(root: &Path, builds: &[(String, Vec<&str>)]) -> Result<Vec<PathBuf>, String> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut libraries = Vec::new();
+    for some in builds.chunks(cores) {
+        std::thread::scope(|scope| {
+            let running: Vec<_> =
+                some.iter().map(|(name, flags)| scope.spawn(move || build(root, name, flags))).collect();
+            for one in running {
+                libraries.push(one.join().map_err(|_| "a build of the kernels panicked".to_owned())??);
+            }
+            Ok::<(), String>(())
+        })?;
+    }
+    Ok(libraries)
+}
+
 fn compiler() -> std::ffi::OsString {
     std::env::var_os("CXX").unwrap_or("g++".into())
 }
@@ -60,30 +77,33 @@ pub(super) fn emulation(root: &Path) -> Report {
 }
 
 fn try_emulation(root: &Path) -> Result<Report, String> {
-    let plain = build(root, "kernels", &[FAULTS])?;
-    let small = build(root, "kernels_small", &[&SMALL[..], &[FAULTS]].concat())?;
-    let sanitized = build(root, "kernels_sanitized", &[&SANITIZE[..], &SMALL, &[FAULTS]].concat())?;
-    for planted in 1..=PLANTED {
-        build(root, &format!("planted-{planted}"), &[&format!("-DKRONSAE_PLANT_RACE={planted}")])?;
-    }
+    let mut builds: Vec<(String, Vec<&str>)> = vec![
+        ("kernels_sanitized".to_owned(), [&SANITIZE[..], &SMALL, &[FAULTS]].concat()),
+        ("kernels".to_owned(), vec![FAULTS]),
+        ("kernels_small".to_owned(), [&SMALL[..], &[FAULTS]].concat()),
+    ];
+    let plants: Vec<_> = (1..=PLANTED).map(|planted| format!("-DKRONSAE_PLANT_RACE={planted}")).collect();
+    builds.extend(plants.iter().zip(1..).map(|(plant, planted)| (format!("planted-{planted}"), vec![plant.as_str()])));
+    let libraries = build_all(root, &builds)?;
+    let [sanitized, plain, small] = &libraries[..3] else { unreachable!("three builds come first") };
     let test = |library: &Path, rest: &[&str]| {
         let args = ["test", "--package", "kronsae", "--test", "cuda_select", "--", "--ignored"];
         let mut command = cargo(root, &[&args, rest].concat());
         command.env("KRONSAE_CUDA_EMULATION", library).env("KRONSAE_CUDA_PLANTED", library.with_file_name("planted"));
         command
     };
-    let mut report = Report::of_tests(run(test(&plain, &[])));
-    report.add(&Report::of_tests(run(test(&small, &["select::any", "dead::"]))));
-    report.add(&Report::of_tests(run(training(root, &plain, &[]))));
-    report.add(&Report::of_tests(run(backend(root, &plain, &[]))));
+    let mut report = Report::of_tests(run(test(plain, &[])));
+    report.add(&Report::of_tests(run(test(small, &["select::any", "dead::"]))));
+    report.add(&Report::of_tests(run(training(root, plain, &[]))));
+    report.add(&Report::of_tests(run(backend(root, plain, &[]))));
     // The sanitizer's runtime has to come before all others, so it is loaded into the test's process, and only there:
     // cargo and the compiler would be slow under it, and leak.
     let preload = format!("env LD_PRELOAD={}", library_of_compiler("libasan.so")?);
     let sanitizing = [
-        test(&sanitized, &["--skip", "planted_races", "--skip", "a_million"]),
+        test(sanitized, &["--skip", "planted_races", "--skip", "a_million"]),
         // A step's memory is allocated to the byte: what a kernel reads or writes past it is seen.
-        training(root, &sanitized, &["--skip", "planted_races", "--skip", "bf16_step", "--skip", "without_a_barrier"]),
-        backend(root, &sanitized, &["gradients::", "batches_that_are_short"]),
+        training(root, sanitized, &["--skip", "planted_races", "--skip", "bf16_step", "--skip", "without_a_barrier"]),
+        backend(root, sanitized, &["gradients::", "batches_that_are_short"]),
     ];
     for mut command in sanitizing {
         command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", &preload);
@@ -96,8 +116,9 @@ fn try_emulation(root: &Path) -> Result<Report, String> {
 
 /// The tests of the training kernels, one by one and a step of them; they take barriers out of this very library.
 fn training(root: &Path, library: &Path, rest: &[&str]) -> Command {
-    let args = ["test", "--package", "kronsae-trainer", "--test", "cuda_kernels", "--", "--ignored"];
-    let mut command = cargo(root, &[&args, rest].concat());
+    // Of the same features as the backend's, so that the trainer is compiled once.
+    let args = ["test", "--package", "kronsae-trainer", "--features", "cuda-emulation", "--test", "cuda_kernels"];
+    let mut command = cargo(root, &[&args, &["--", "--ignored"], rest].concat());
     command.env("KRONSAE_CUDA_EMULATION", library);
     command
 }
