@@ -118,7 +118,7 @@ fn try_emulation(root: &Path) -> Result<Report, String> {
 fn training(root: &Path, library: &Path, rest: &[&str]) -> Command {
     // Of the same features as the backend's, so that the trainer is compiled once.
     let args = ["test", "--package", "kronsae-trainer", "--features", "cuda-emulation", "--test", "cuda_kernels"];
-    let mut command = cargo(root, &[&args, &["--", "--ignored"], rest].concat());
+    let mut command = cargo(root, &[&args[..], &["--", "--ignored"], rest].concat());
     command.env("KRONSAE_CUDA_EMULATION", library);
     command
 }
