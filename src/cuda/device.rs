@@ -367,6 +367,14 @@ pub trait Device: Send + Sync {
     /// As [`Device::launch`].
     fn resident_blocks(&self, kernel: Kernel, block: u32, shared_bytes: u32) -> Result<u32>;
 
+    /// Bytes of the device's memory that are in use, by whomever; None where the device cannot tell.
+    ///
+    /// # Errors
+    /// [`crate::Status::Internal`] if the device fails.
+    fn memory_in_use(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Allocates `bytes` bytes, zeroed, at a multiple of 256. `what` names it in an error.
     ///
     /// # Errors
@@ -414,13 +422,8 @@ pub trait Device: Send + Sync {
     ///
     /// # Safety
     /// Nothing that the device's stream was given and has not done yet uses what is written.
-    unsafe fn copy_beside(
-        &self,
-        to: &DeviceMemory,
-        offset: usize,
-        from: PinnedMemory,
-        bytes: usize,
-    ) -> Result<Arrival>;
+    unsafe fn copy_beside(&self, to: &DeviceMemory, offset: usize, from: PinnedMemory, bytes: usize)
+    -> Result<Arrival>;
 
     /// Lets what the device's own stream is given from now on wait for a copy. Not while capturing: admit first, replay then.
     ///

@@ -145,8 +145,7 @@ pub fn run(
         let rate = schedule.rate(header.step);
         backend.begin(header.step, rate)?;
         // What goes wrong with the next batch is said after this step.
-        staged =
-            (header.step + 1 < settings.steps).then(|| room.stage(&mut *backend, &mut batches, header.step + 1));
+        staged = (header.step + 1 < settings.steps).then(|| room.stage(&mut *backend, &mut batches, header.step + 1));
         let stats = backend.finish()?;
         header.seconds += started.elapsed().as_secs_f64();
         header.skipped += filled.skipped as u64;

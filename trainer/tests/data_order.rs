@@ -106,3 +106,41 @@ fn an_error_of_the_reader_is_returned_again_and_again() {
     });
     finished.recv_timeout(std::time::Duration::from_secs(20)).expect("fill waits for ever after an error");
 }
+
+/// Batches as the shards have them are those that are normalised on the host, tokens that are not finite left out of both;
+/// in batches that one thread copies and in those of several.
+#[test]
+fn raw_batches_are_the_normalised_ones() {
+    let mut rng = Rng(8);
+    for (d, tokens, size) in [(3, 900, 130), (700, 9000, 4000)] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut values: Vec<f32> = (0..tokens * d).map(|_| rng.unit()).collect();
+        for (at, bad) in [0, 17, 18, 500, tokens - 1].into_iter().zip([f32::NAN, f32::INFINITY].into_iter().cycle()) {
+            values[at * d + at % d] = bad;
+        }
+        for (shard, part) in values.chunks(tokens / 3 * d).enumerate() {
+            write_shard(&folder.path().join(format!("{shard}.safetensors")), part, d, None);
+        }
+        let data = Arc::new(Dataset::open(&[folder.path()]).unwrap());
+        let normalisation = Arc::new(Normalisation { mean: vec![0.0; d], scale: 1.0 });
+        let open = || {
+            let (data, normalisation) = (Arc::clone(&data), Arc::clone(&normalisation));
+            Batches::new(data, 0..tokens, size, 2 * tokens, 1, normalisation).unwrap()
+        };
+        let (mut host, mut raw) = (open(), open());
+        let stride = d.next_multiple_of(16);
+        let mut x = Aligned::zeroed(size * stride, "a batch").unwrap();
+        let mut bytes = vec![0_u8; size * d * 4];
+        let mut skipped = 0;
+        for t in 0..tokens.div_ceil(size) as u64 {
+            let expected = host.fill(t, &mut x, stride).unwrap();
+            assert_eq!(raw.gather(t, &mut bytes).unwrap(), expected);
+            skipped += expected.skipped;
+            for row in 0..expected.rows {
+                let found = bytes[row * d * 4..][..d * 4].as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+                assert!(found.eq(x[row * stride..][..d].iter().copied()), "batch {t}, row {row}");
+            }
+        }
+        assert!(skipped >= 5, "{skipped}");
+    }
+}

@@ -199,3 +199,30 @@ impl Program {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sources::KERNELS;
+    use super::*;
+
+    /// With NVIDIA's own compiler, and no header but those that were built in.
+    #[test]
+    #[ignore = "needs libnvrtc: cargo xtask test --only cuda-compile"]
+    fn every_kernel_compiles_for_every_architecture() {
+        let holds = |image: &[u8], text: &str| image.windows(text.len()).any(|part| part == text.as_bytes());
+        for capability in [(8, 0), (9, 0), (10, 0)] {
+            let compiler = Compiler::open(Architecture::of(capability)).unwrap();
+            assert!(compiler.machine_code, "{capability:?}");
+            let image = compiler.compile().unwrap();
+            assert!(image.starts_with(b"\x7FELF"), "{capability:?}");
+            for kernel in KERNELS {
+                assert!(holds(&image, kernel), "{capability:?} has no {kernel}");
+            }
+        }
+        // A device that is newer than the compiler gets PTX, which the driver translates.
+        let compiler = Compiler::open(Architecture::of((99, 0))).unwrap();
+        assert!(!compiler.machine_code);
+        let text = compiler.compile().unwrap();
+        assert!(holds(&text, ".version") && text.ends_with(&[0]));
+    }
+}

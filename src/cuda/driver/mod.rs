@@ -248,6 +248,15 @@ impl Device for CudaDevice {
         Ok(blocks as u32 * self.context.multiprocessors)
     }
 
+    fn memory_in_use(&self) -> Result<Option<u64>> {
+        let _current = self.context.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: it writes two numbers.
+        let result = unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) };
+        check(result, "ask how much memory is free")?;
+        Ok(Some((total - free) as u64))
+    }
+
     fn allocate(&self, bytes: usize, what: &str) -> Result<DeviceMemory> {
         let _current = self.enter_idle("allocate memory")?;
         let mut address = 0;

@@ -147,7 +147,9 @@ impl Step {
         parts.push(Part {
             name: "update the decoder",
             flops: 0.0,
-            once: adam(latents * stride) + activations * if self.aux > 0 { 2.0 } else { 1.0 } + 2.0 * WORD * b * (k + aux),
+            once: adam(latents * stride)
+                + activations * if self.aux > 0 { 2.0 } else { 1.0 }
+                + 2.0 * WORD * b * (k + aux),
             gathered: adam(latents * stride) + b * (k + aux) * row + 2.0 * WORD * b * (k + aux),
         });
         let touches = b * (k + aux) * self.rows_of_latent();
@@ -183,7 +185,8 @@ impl Step {
     /// Seconds in which the decoder's rows and both optimisers' traffic pass: what grows with F alone.
     #[must_use]
     pub fn growing(&self, peaks: Peaks) -> f64 {
-        let grows = ["decode, residual, value gradients", "update the decoder", "update the encoder", "biases, bookkeeping"];
+        let grows =
+            ["decode, residual, value gradients", "update the decoder", "update the encoder", "biases, bookkeeping"];
         self.parts().iter().filter(|part| grows.contains(&part.name)).map(|part| part.floor(peaks, true)).sum()
     }
 
@@ -272,7 +275,11 @@ mod tests {
         let updates = of("update the decoder").gathered + of("update the encoder").gathered;
         let gathers = 8192.0 * 50.0 * 3.0 * 2304.0 * 2.0;
         assert!((updates - adam - gathers).abs() < 0.01 * updates, "{updates} against {adam} + {gathers}");
-        assert!((5.0e-3..6.5e-3).contains(&step.floor(Peaks::H200_BF16, true)), "{}", step.floor(Peaks::H200_BF16, true));
+        assert!(
+            (5.0e-3..6.5e-3).contains(&step.floor(Peaks::H200_BF16, true)),
+            "{}",
+            step.floor(Peaks::H200_BF16, true)
+        );
         assert!(parts.iter().all(|p| p.once <= p.gathered * (1.0 + 1e-9)), "{parts:?}");
     }
 
@@ -296,7 +303,9 @@ mod tests {
         let step = Step::REFERENCE;
         let with = Step { aux: 200, ..step };
         let peaks = Peaks::H200_BF16;
-        assert!(with.floor(peaks, false) > step.floor(peaks, false) && with.floor(peaks, true) > step.floor(peaks, true));
+        assert!(
+            with.floor(peaks, false) > step.floor(peaks, false) && with.floor(peaks, true) > step.floor(peaks, true)
+        );
         let wide = Step { element: 4, ..step };
         assert!(wide.floor(Peaks::h200(4), true) > step.floor(Peaks::h200(2), true));
         assert!(step.markdown(peaks).contains("Counted, not measured"));

@@ -2,6 +2,7 @@
 
 use super::order::{BLOCK, Order, Window};
 use super::shards::Dataset;
+use super::spread;
 use kronsae::dtype::widen;
 use kronsae::{Aligned, Dtype, Error, Result, Status};
 use std::ops::Range;
@@ -99,41 +100,6 @@ impl Batches {
     /// # Panics
     /// If `out` has no room for a batch.
     pub fn fill(&mut self, t: u64, out: &mut Aligned<f32>, stride: usize) -> Result<Filled> {
-        let (dtype, d) = (self.dtype, self.d_model);
-        let normalisation = Arc::clone(&self.normalisation);
-        let mut raw = std::mem::take(&mut self.raw);
-        let scale = normalisation.scale.recip();
-        let filled = self.each(t, |at, row| {
-            widen(dtype, row, &mut raw);
-            let to = &mut out[at * stride..][..d];
-            let mut finite = true;
-            for ((t, &x), &mean) in to.iter_mut().zip(&raw).zip(&normalisation.mean) {
-                *t = (x - mean) * scale;
-                finite &= t.is_finite();
-            }
-            finite
-        });
-        self.raw = raw;
-        filled
-    }
-
-    /// Fills `out` with batch `t` as the shards have it, rows one behind the other.
-    ///
-    /// # Errors
-    /// Those of reading the shards.
-    ///
-    /// # Panics
-    /// If `out` has no room for a batch.
-    pub fn gather(&mut self, t: u64, out: &mut [u8]) -> Result<Filled> {
-        let (dtype, row_bytes) = (self.dtype, self.d_model * self.dtype.size());
-        self.each(t, |at, row| {
-            out[at * row_bytes..][..row_bytes].copy_from_slice(row);
-            is_finite(dtype, row)
-        })
-    }
-
-    /// Calls `put` with each row of batch `t` and the number of rows before it that were good; `put` says whether it is.
-    fn each(&mut self, t: u64, mut put: impl FnMut(usize, &[u8]) -> bool) -> Result<Filled> {
         let row_bytes = self.d_model * self.dtype.size();
         let mut filled = Filled { rows: 0, skipped: 0 };
         let mut at = t * self.batch as u64;
@@ -146,10 +112,63 @@ impl Batches {
             let count = ((end - at) as usize).min(place.len - place.offset);
             for offset in place.offset..place.offset + count {
                 let from = shuffle.apply(offset) * row_bytes;
-                let finite = put(filled.rows, &loaded.bytes[from..from + row_bytes]);
+                widen(self.dtype, &loaded.bytes[from..from + row_bytes], &mut self.raw);
+                let to = &mut out[filled.rows * stride..][..self.d_model];
+                let scale = self.normalisation.scale.recip();
+                let mut finite = true;
+                for ((t, &x), &mean) in to.iter_mut().zip(&self.raw).zip(&self.normalisation.mean) {
+                    *t = (x - mean) * scale;
+                    finite &= t.is_finite();
+                }
                 filled.rows += usize::from(finite);
                 filled.skipped += usize::from(!finite);
             }
+            at += count as u64;
+        }
+        Ok(filled)
+    }
+
+    /// Fills `out` with batch `t` as the shards have it, rows one behind the other.
+    ///
+    /// # Errors
+    /// Those of reading the shards.
+    ///
+    /// # Panics
+    /// If `out` has no room for a batch.
+    pub fn gather(&mut self, t: u64, out: &mut [u8]) -> Result<Filled> {
+        let (dtype, row_bytes) = (self.dtype, self.d_model * self.dtype.size());
+        let mut filled = Filled { rows: 0, skipped: 0 };
+        let mut at = t * self.batch as u64;
+        let end = at + self.batch as u64;
+        while at < end {
+            let place = self.order.place(at);
+            self.load(place.window)?;
+            let Some(loaded) = &self.loaded else { unreachable!("load returned without a window") };
+            let shuffle = self.order.within(place.window, place.len);
+            let count = ((end - at) as usize).min(place.len - place.offset);
+            let from = |offset: usize| &loaded.bytes[shuffle.apply(offset) * row_bytes..][..row_bytes];
+            // Each row to its place as if all were good, which they nearly always are.
+            let room = &mut out[filled.rows * row_bytes..][..count * row_bytes];
+            let rows = room.chunks_exact_mut(row_bytes).enumerate().map(|(i, to)| (place.offset + i, to, true));
+            let mut rows: Vec<_> = rows.collect();
+            spread(&mut rows, count * row_bytes, |(offset, to, finite)| {
+                to.copy_from_slice(from(*offset));
+                *finite = is_finite(dtype, to);
+                Ok(())
+            })?;
+            let good: Vec<bool> = rows.into_iter().map(|(_, _, finite)| finite).collect();
+            let skipped = good.iter().filter(|good| !**good).count();
+            if skipped > 0 {
+                // The good close up.
+                let mut to = filled.rows;
+                for (i, _) in good.iter().enumerate().filter(|(_, good)| **good) {
+                    let start = (filled.rows + i) * row_bytes;
+                    out.copy_within(start..start + row_bytes, to * row_bytes);
+                    to += 1;
+                }
+            }
+            filled.rows += count - skipped;
+            filled.skipped += skipped;
             at += count as u64;
         }
         Ok(filled)
@@ -221,12 +240,14 @@ fn read_window(data: &Dataset, first: usize, order: &Order, window: Window) -> R
         Error::new(Status::OutOfMemory, format!("cannot allocate a shuffle window of {} bytes", len * row_bytes))
     })?;
     bytes.resize(len * row_bytes, 0);
-    let mut at = 0;
+    let mut parts = Vec::new();
+    let mut rest = &mut bytes[..];
     for rows in order.block_rows(window) {
-        let size = rows.len() * row_bytes;
-        data.read_bytes(first + rows.start, rows.len(), &mut bytes[at..at + size])?;
-        at += size;
+        let (part, behind) = rest.split_at_mut(rows.len() * row_bytes);
+        parts.push((rows, part));
+        rest = behind;
     }
+    spread(&mut parts, len * row_bytes, |(rows, part)| data.read_bytes(first + rows.start, rows.len(), part))?;
     Ok(Loaded { window, bytes })
 }
 

@@ -130,7 +130,9 @@ fn everything_about_the_gpu_runs_emulated_and_says_so() {
     let (said, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{said}\n{errors}");
     let report = std::fs::read_to_string(folder.path().join("gpu.md")).unwrap();
-    for part in ["emulated on the CPU", "no time in it says anything about a GPU", "equal bits", "not judged", "no module"] {
+    for part in
+        ["emulated on the CPU", "no time in it says anything about a GPU", "equal bits", "not judged", "no module"]
+    {
         assert!(report.contains(part), "`{part}` is not in: {report}");
     }
     assert!(!report.contains("**NO**"), "{report}");

@@ -47,7 +47,9 @@ fn kron_and_dense_with_and_without_auxk() {
 fn odd_sizes_and_chunks() {
     let _turn = turn();
     for (seed, (d, rows, chunk)) in
-        [(1, 1, None), (7, 70, Some(16)), (33, 67, Some(13)), (40, 30, Some(1)), (130, 12, Some(100))].into_iter().enumerate()
+        [(1, 1, None), (7, 70, Some(16)), (33, 67, Some(13)), (40, 30, Some(1)), (130, 12, Some(100))]
+            .into_iter()
+            .enumerate()
     {
         check(KRON, d, rows, chunk, settings(4, Some(5)), 20 + seed as u64);
         check(DENSE, d, rows, chunk, settings(2, None), 40 + seed as u64);

@@ -78,7 +78,8 @@ fn two_runs_and_other_chunks_have_equal_bits() {
 #[test]
 fn stopped_and_gone_on_through_a_checkpoint() {
     let _turn = turn();
-    for (encoder, precision) in [(TRAINED, Precision::F32), (TRAINED, Precision::Bf16), (TRAINED_DENSE, Precision::F32)] {
+    for (encoder, precision) in [(TRAINED, Precision::F32), (TRAINED, Precision::Bf16), (TRAINED_DENSE, Precision::F32)]
+    {
         let settings = StepSettings { dead_after: 600, precision, clip: Some(0.05), ..settings(4, Some(8)) };
         let mut whole = backend(fresh(encoder), settings, ROWS, None);
         let all = train(&mut whole, 0..24);
@@ -120,7 +121,8 @@ fn a_run_begun_on_the_cpu_goes_on() {
 #[test]
 fn a_dead_row_is_reinitialised_and_lives() {
     let _turn = turn();
-    for (encoder, precision) in [(TRAINED, Precision::F32), (TRAINED_DENSE, Precision::F32), (TRAINED, Precision::Bf16)] {
+    for (encoder, precision) in [(TRAINED, Precision::F32), (TRAINED_DENSE, Precision::F32), (TRAINED, Precision::Bf16)]
+    {
         let dead_row = |revive_rows: bool| {
             let mut state = fresh(encoder);
             // Far below zero on every token: no gradient ever reaches this row.
@@ -244,9 +246,8 @@ fn what_kernels_do_not_take_is_refused() {
     let _turn = turn();
     let refused = |encoder: Encoder, d: usize, settings: StepSettings, word: &str| {
         let state = TrainState::empty(encoder, d).unwrap();
-        let error = match CudaBackend::new(device(), state, settings, 4, CudaOptions::default()) {
-            Ok(_) => panic!("{word} was taken"),
-            Err(error) => error,
+        let Err(error) = CudaBackend::new(device(), state, settings, 4, CudaOptions::default()) else {
+            panic!("{word} was taken")
         };
         assert_eq!(error.status(), Status::Unsupported);
         assert!(error.message().contains(word) && error.message().contains("--backend cpu"), "{error}");

@@ -3,8 +3,12 @@
 //! and runs this.
 
 mod cases;
+mod dead;
+mod device;
 mod emulator;
+mod races;
 mod reference;
+mod selection;
 mod sorting;
 mod step;
 mod steps;

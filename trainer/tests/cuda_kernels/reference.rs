@@ -1,7 +1,8 @@
 //! The same step in f64, naively: dense sums over tokens from the lists of latents that the step used.
 
 use crate::emulator::Element;
-use crate::step::{Lists, Outcome, Problem};
+use crate::selection::Lists;
+use crate::step::{Outcome, Problem};
 use kronsae::sae::{Encoder, padded};
 
 /// Gradients without padding, in the order of the parameters, and the losses.

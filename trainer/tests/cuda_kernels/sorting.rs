@@ -1,8 +1,8 @@
 //! The sort against the standard library's stable sort.
 
 use crate::cases::runs;
+use crate::device::Device;
 use crate::emulator::{Buffer, Emulator};
-use crate::step::Device;
 use kronsae_trainer::random::Stream;
 
 const NONE: u32 = u32::MAX;

@@ -1,14 +1,15 @@
 //! A whole training step from the kernels, launched as a backend launches them; only the products and the selection,
 //! which have kernels and tests of their own, are the CPU's here.
 
-use crate::emulator::{Arguments, Buffer, Element, Emulator, Run, arguments};
-use crate::structs::{BiasUpdate, ByRow, Numbers, Revival, RowUpdate, Shape, SortPass, SumLists, Weights};
-use kronsae::sae::{Encoder, MatrixRef, Selection, padded};
-use kronsae::{Isa, RowOutcome, Selector, pre_activations};
+use crate::device::{Device, Sorted};
+use crate::emulator::{Buffer, Element, Emulator, Run, arguments};
+use crate::selection::{Lists, products, select, select_dead};
+use crate::structs::{BiasUpdate, ByRow, Numbers, Revival, RowUpdate, Shape, Weights};
+use kronsae::sae::{Encoder, padded};
 use kronsae_trainer::backend::{Parameter, StepSettings, TrainState};
 
+/// As in `cuda/row.cuh`: rows that more pairs touch are summed in parts.
 pub(crate) const HOT: usize = 512;
-const TILE: usize = 2048;
 
 /// What a step starts from.
 pub(crate) struct Problem<'a> {
@@ -23,22 +24,6 @@ pub(crate) struct Problem<'a> {
     pub(crate) capture: bool,
     /// Says that tokens were not finite: nothing may change.
     pub(crate) halt: bool,
-}
-
-/// The latents of each token.
-pub(crate) struct Lists {
-    pub(crate) slots: usize,
-    pub(crate) counts: Buffer<u32>,
-    pub(crate) indices: Buffer<u32>,
-    pub(crate) values: Buffer<f32>,
-}
-
-/// Pairs by row.
-pub(crate) struct Sorted {
-    pub(crate) keys: Buffer<u32>,
-    pub(crate) positions: Buffer<u32>,
-    pub(crate) count: Buffer<u32>,
-    pub(crate) starts: Buffer<u32>,
 }
 
 /// A parameter on the device.
@@ -114,97 +99,6 @@ pub(crate) fn shape(encoder: Encoder) -> Shape {
             Shape { kind: 0, heads: heads as u32, base: base as u32, extension: extension as u32, rows, latents }
         }
         Encoder::Dense { .. } => Shape { kind: 1, heads: 0, base: 0, extension: 0, rows, latents },
-    }
-}
-
-/// Kernels with the run they are launched by.
-pub(crate) struct Device<'a> {
-    pub(crate) emulator: &'a Emulator,
-    pub(crate) run: Run,
-}
-
-impl Device<'_> {
-    pub(crate) fn launch(&self, kernel: &str, arguments: Arguments) {
-        self.emulator.launch(kernel, self.run, 0, arguments);
-    }
-
-    fn typed<T: Element>(&self, kernel: &str, shared: usize, arguments: Arguments) {
-        self.emulator.launch(&format!("{kernel}_{}", T::NAME), self.run, shared, arguments);
-    }
-
-    /// Sorts pairs by row, and finds where rows begin.
-    pub(crate) fn sort(&self, keys: u64, counts: u64, slots: usize, n: usize, rows: usize, gate: u64) -> Sorted {
-        let tiles = n.div_ceil(TILE).max(1);
-        let histograms = Buffer::<u32>::garbage(256 * tiles);
-        let totals = Buffer::<u32>::garbage(256);
-        let buffers =
-            [(); 2].map(|()| (Buffer::<u32>::garbage(n), Buffer::<u32>::garbage(n), Buffer::<u32>::garbage(1)));
-        let bits = 32 - (rows as u32 - 1).leading_zeros();
-        let passes = bits.div_ceil(8).max(1);
-        for pass in 0..passes {
-            let (from, to) = (&buffers[1 - pass as usize % 2], &buffers[pass as usize % 2]);
-            let first = pass == 0;
-            let p = SortPass {
-                keys: if first { keys } else { from.0.address() },
-                positions: if first { 0 } else { from.1.address() },
-                counts: if first { counts } else { 0 },
-                count: if first { 0 } else { from.2.address() },
-                gate,
-                histograms: histograms.address(),
-                totals: totals.address(),
-                keys_out: to.0.address(),
-                positions_out: to.1.address(),
-                count_out: to.2.address(),
-                n: n as u32,
-                slots: slots as u32,
-                shift: 8 * pass,
-                tile_stride: tiles as u32,
-            };
-            self.launch("kronsae_sort_histogram", arguments![p]);
-            self.launch("kronsae_sort_scan", arguments![p]);
-            self.emulator.launch("kronsae_sort_scatter", self.run, self.run.block as usize * 32, arguments![p]);
-        }
-        let [even, odd] = buffers;
-        let (keys, positions, count) = if passes % 2 == 1 { even } else { odd };
-        let starts = Buffer::<u32>::garbage(rows + 1);
-        self.launch("kronsae_row_starts", arguments![keys.address(), count.address(), rows as u32, starts.address()]);
-        Sorted { keys, positions, count, starts }
-    }
-
-    /// Sums lists in f64, or takes the roots of their sums.
-    pub(crate) fn sums(&self, lists: &[&Buffer<f32>], roots: bool) -> Buffer<f64> {
-        let mut s =
-            SumLists { lists: lists.len() as u32, roots: if roots { u32::MAX } else { 0 }, ..Default::default() };
-        for (i, list) in lists.iter().enumerate() {
-            (s.values[i], s.lengths[i]) = (list.address(), list.get().len() as u32);
-        }
-        s.chunks = s.lengths.iter().max().unwrap().div_ceil(1024);
-        let partial = Buffer::<f64>::garbage(lists.len() * s.chunks as usize);
-        let totals = Buffer::<f64>::garbage(lists.len());
-        (s.partial, s.totals) = (partial.address(), totals.address());
-        self.launch("kronsae_sum_chunks", arguments![s]);
-        self.launch("kronsae_sum_totals", arguments![s]);
-        totals
-    }
-
-    /// The dead by their last sign of life: the list and its length.
-    pub(crate) fn dead(
-        &self,
-        last: &Buffer<u64>,
-        numbers: &Buffer<Numbers>,
-        after: bool,
-        window: u64,
-    ) -> (Buffer<u32>, Buffer<u32>) {
-        let n = last.get().len();
-        let counts = Buffer::<u32>::garbage(n.div_ceil(1024));
-        let (list, count) = (Buffer::<u32>::garbage(n), Buffer::<u32>::garbage(1));
-        let (after, last, n) = (u32::from(after), last.address(), n as u32);
-        self.launch("kronsae_count_dead", arguments![last, n, numbers.address(), after, window, counts.address()]);
-        self.launch(
-            "kronsae_list_dead",
-            arguments![last, n, numbers.address(), after, window, counts.address(), list.address(), count.address()],
-        );
-        (list, count)
     }
 }
 
@@ -497,84 +391,4 @@ pub(crate) fn step<T: Element>(emulator: &Emulator, run: Run, problem: &Problem<
         outcome.revived = revived.get()[0];
     }
     outcome
-}
-
-/// Pre-activations by `dot/1` of what the device holds, rounded to T.
-fn products<T: Element>(
-    x: &Buffer<T>,
-    w: &Resident<T>,
-    b: &Resident<T>,
-    rows: usize,
-    d: usize,
-    tokens: usize,
-) -> (Buffer<T>, usize) {
-    let (stride, ldy) = (padded(d), rows.next_multiple_of(8));
-    let widen = |buffer: &Buffer<T>| buffer.get().iter().map(|v| v.widen()).collect::<Vec<_>>();
-    let (x, w) = (widen(x), widen(&w.copy));
-    let mut y = vec![0.0; tokens * ldy];
-    let weight = MatrixRef::f32(&w, rows, d, stride);
-    let isa = Isa::detect().unwrap();
-    pre_activations(isa, weight, &b.value.get()[..rows], &x, stride, tokens, 0..rows, &mut y, ldy);
-    (Buffer::of(&y.iter().map(|&v| T::round(v)).collect::<Vec<_>>()), ldy)
-}
-
-fn row_of<T: Element>(y: &Buffer<T>, ldy: usize, token: usize, rows: usize) -> Vec<f32> {
-    y.get()[token * ldy..][..rows].iter().map(|v| v.widen()).collect()
-}
-
-/// The runtime's selection; unused places hold garbage. And which rows are positive on some token.
-fn select<T: Element>(encoder: Encoder, y: &Buffer<T>, ldy: usize, tokens: usize, k: usize) -> (Lists, Buffer<u32>) {
-    let mut selector = Selector::new(encoder, Selection::TopK(k), None, Isa::detect().unwrap()).unwrap();
-    let (mut counts, mut indices, mut values) =
-        (vec![0; tokens], vec![u32::MAX; tokens * k], vec![f32::NAN; tokens * k]);
-    let mut positive = vec![0_u32; encoder.rows().div_ceil(32)];
-    for token in 0..tokens {
-        let y = row_of(y, ldy, token, encoder.rows());
-        for (row, _) in y.iter().enumerate().filter(|(_, v)| **v > 0.0) {
-            positive[row / 32] |= 1 << (row % 32);
-        }
-        assert_ne!(selector.select(&y), RowOutcome::NotFinite);
-        for (at, (latent, product)) in selector.selected().enumerate() {
-            indices[token * k + at] = latent as u32;
-            values[token * k + at] = if matches!(encoder, Encoder::Kron { .. }) { product.sqrt() } else { product };
-        }
-        counts[token] = selector.count() as u32;
-    }
-    (lists(k, &counts, &indices, &values), Buffer::of(&positive))
-}
-
-/// The strongest dead latents, by sorting all of them.
-fn select_dead<T: Element>(
-    encoder: Encoder,
-    y: &Buffer<T>,
-    ldy: usize,
-    tokens: usize,
-    dead: &[u32],
-    k: usize,
-) -> Lists {
-    let (mut counts, mut indices, mut values) =
-        (vec![0; tokens], vec![u32::MAX; tokens * k], vec![f32::NAN; tokens * k]);
-    for token in 0..tokens {
-        let y = row_of(y, ldy, token, encoder.rows());
-        let mut all: Vec<(u32, f32)> = dead
-            .iter()
-            .map(|&latent| match encoder.rows_of(latent as usize) {
-                (a, b) if a == b => (latent, y[a].max(0.0)),
-                (a, b) => (latent, y[a].max(0.0) * y[b].max(0.0)),
-            })
-            .filter(|&(_, product)| product > 0.0)
-            .collect();
-        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        all.truncate(k);
-        counts[token] = all.len() as u32;
-        for (at, (latent, product)) in all.into_iter().enumerate() {
-            indices[token * k + at] = latent;
-            values[token * k + at] = if matches!(encoder, Encoder::Kron { .. }) { product.sqrt() } else { product };
-        }
-    }
-    lists(k, &counts, &indices, &values)
-}
-
-fn lists(slots: usize, counts: &[u32], indices: &[u32], values: &[f32]) -> Lists {
-    Lists { slots, counts: Buffer::of(counts), indices: Buffer::of(indices), values: Buffer::of(values) }
 }

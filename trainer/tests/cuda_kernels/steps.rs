@@ -1,18 +1,13 @@
 //! Steps of the device against steps of the CPU and gradients in f64.
 
-use crate::cases::{CASES, Case, Filled, RUNS, runs};
-use crate::emulator::{Buffer, Element, Emulator, Run};
+use crate::cases::{CASES, Case, RUNS, runs};
+use crate::emulator::{Buffer, Element, Emulator};
 use crate::reference::{self, Gradients};
-use crate::step::{Device, HOT, Outcome, Problem, Resident, numbers, step};
+use crate::step::{HOT, Outcome, Problem, Resident, numbers, step};
 use half::bf16;
-use kronsae::sae::Encoder;
 use kronsae_trainer::backend::cpu::CpuBackend;
 use kronsae_trainer::backend::{Backend, Parameter, StepInput, StepSettings, TrainState};
-use std::ops::RangeInclusive;
 
-/// The `PLANTABLE_BARRIER`s of the training kernels.
-const PLANTED: RangeInclusive<i32> = 101..=113;
-const BARRIER: &str = "KRONSAE_TEST_BARRIER";
 const NAMES: [&str; 4] = ["encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"];
 
 fn input<'a>(problem: &Problem<'a>) -> StepInput<'a> {
@@ -59,7 +54,7 @@ fn unpadded(values: &[f32], like: &Parameter) -> Vec<f32> {
 }
 
 /// Everything that a step left, as bits.
-fn bits<T: Element>(outcome: &Outcome<T>) -> Vec<Vec<u32>> {
+pub(crate) fn bits<T: Element>(outcome: &Outcome<T>) -> Vec<Vec<u32>> {
     fn of<E: Element>(buffer: &Buffer<E>) -> Vec<u32> {
         buffer.get().iter().map(|v| v.widen().to_bits()).collect()
     }
@@ -112,7 +107,7 @@ fn compare<T: Element>(case: &Case, problem: &Problem<'_>, outcome: &Outcome<T>,
     // From the residuals on nothing but sums is rounded to f32, whatever T is.
     let of_sums = 1e-5;
     for (i, (_, parameter)) in state.parameters().into_iter().enumerate() {
-        let found = unpadded(&outcome.gradients[i].get().to_vec(), parameter);
+        let found = unpadded(outcome.gradients[i].get(), parameter);
         let name = format!("{}: gradient of {}", case.name, NAMES[i]);
         close(&name, &found, &expected.parameters[i], parameter.cols, of_sums);
     }
@@ -297,7 +292,9 @@ fn a_bf16_step_keeps_f32_masters_and_rounds_its_copies() {
             let [mut w, mut m, mut v] = [vec![], vec![], vec![]];
             for (row, gradient) in gradients.parameters[i].chunks(parameter.cols).enumerate() {
                 let [a, b, c] = adam(&problem, parameter, row, gradient, i == 2);
-                (w.extend(a), m.extend(b), v.extend(c));
+                w.extend(a);
+                m.extend(b);
+                v.extend(c);
             }
             let pairs = [("", &found.value, w), (", mean", &found.first, m), (", square", &found.second, v)];
             for (what, found, expected) in pairs {
@@ -352,90 +349,5 @@ fn tokens_that_are_not_finite_change_nothing() {
         assert_eq!(outcome.fired_at.get(), problem.state.fired_at, "{}", case.name);
         assert_eq!(outcome.positive_at.get(), problem.state.positive_at, "{}", case.name);
         assert_eq!(outcome.revived, 0);
-    }
-}
-
-/// What a number of steps leaves, with a barrier taken out.
-fn left_by(filled: &[Filled], barrier: i32, run: Run) -> Vec<Vec<Vec<u32>>> {
-    let emulator = Emulator::new();
-    emulator.plant(barrier);
-    let mut all: Vec<_> =
-        filled.iter().map(|filled| bits(&step::<f32>(&emulator, run, &filled.problem(false)))).collect();
-    all.push(bits(&step::<bf16>(&emulator, run, &filled[0].problem(false))));
-    // Lists of several tiles.
-    let last: Vec<u64> = (0..5000).map(|i| 95_000 + i % 7 / 3 * 5000).collect();
-    let numbers = Buffer::of(&[numbers(&filled[0].problem(false))]);
-    let (list, count) = Device { emulator: &emulator, run }.dead(&Buffer::of(&last), &numbers, false, 5000);
-    all.push(vec![list.get().to_vec(), count.get().to_vec()]);
-    emulator.plant(0);
-    all
-}
-
-/// The child of [`planted_races_are_found`], which tells it the barrier; by itself it takes none out.
-#[test]
-#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
-fn all_schedules_give_the_same_without_a_barrier() {
-    let barrier = std::env::var(BARRIER).map_or(0, |number| number.parse().unwrap());
-    let filled = [CASES[7], CASES[3], CASES[5], CASES[9]].map(|case| case.fill());
-    let expected = left_by(&filled, 0, RUNS[0]);
-    for &run in runs().iter().filter(|run| run.block > 32) {
-        assert!(left_by(&filled, barrier, run) == expected, "without barrier {barrier}, {run:?}");
-    }
-}
-
-/// A barrier taken out of the kernels changes a result, or stops the emulation, under some schedule. In a process of
-/// its own: what is read too early may be taken for an address.
-#[test]
-#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
-fn planted_races_are_found() {
-    let right = |barrier: i32| {
-        std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "steps::all_schedules_give_the_same_without_a_barrier"])
-            .env(BARRIER, barrier.to_string())
-            .env("RUST_BACKTRACE", "0")
-            .output()
-            .unwrap()
-    };
-    let whole = right(0);
-    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stdout));
-    for barrier in PLANTED {
-        assert!(!right(barrier).status.success(), "without barrier {barrier} every schedule still gives right results");
-    }
-}
-
-/// Lists of the dead over several tiles, and what is at their edges.
-#[test]
-#[ignore = "needs the emulated kernels: cargo xtask test --only cuda-emulation"]
-fn the_dead_are_listed_in_order() {
-    let emulator = Emulator::new();
-    let encoder = Encoder::Dense { latents: 4 };
-    let state = TrainState::new(encoder, 8, 1).unwrap();
-    for (n, every) in [(1, 1), (1024, 1024), (1025, 3), (5000, 7), (3000, 1)] {
-        let last: Vec<u64> =
-            (0..n).map(|i| if (i + 1) % every == 0 { 3_000_000_000_000 } else { 3_000_000_000_001 }).collect();
-        let buffer = Buffer::of(&last);
-        let problem = Problem {
-            state: &state,
-            settings: CASES[0].settings(),
-            x: &[],
-            tokens: 0,
-            step: 0,
-            learning_rate: 0.0,
-            capture: false,
-            halt: false,
-        };
-        let mut numbers = numbers(&problem);
-        (numbers.tokens_before, numbers.tokens_after) = (3_000_000_000_500, 3_000_000_000_501);
-        let numbers = Buffer::of(&[numbers]);
-        let expected: Vec<u32> = (0..n as u32).filter(|i| (i + 1) % every as u32 == 0).collect();
-        for &run in runs() {
-            let device = Device { emulator: &emulator, run };
-            for (after, window, expected) in
-                [(false, 500, &*expected), (true, 501, &*expected), (false, 501, &[]), (true, 502, &[])]
-            {
-                let (list, count) = device.dead(&buffer, &numbers, after, window);
-                assert_eq!(&list.get()[..count.get()[0] as usize], expected, "{n} every {every}, {run:?}");
-            }
-        }
     }
 }

@@ -112,8 +112,9 @@ fn try_emulation(root: &Path) -> Result<Report, String> {
 
 /// The tests of the training kernels, one by one and a step of them; they take barriers out of this very library.
 fn training(root: &Path, library: &Path, rest: &[&str]) -> Command {
-    let args = ["test", "--package", "kronsae-trainer", "--test", "cuda_kernels", "--", "--ignored"];
-    let mut command = cargo(root, &[&args, rest].concat());
+    // Of the same features as the backend's, so that the trainer is compiled once.
+    let args = ["test", "--package", "kronsae-trainer", "--features", "cuda-emulation", "--test", "cuda_kernels"];
+    let mut command = cargo(root, &[&args[..], &["--", "--ignored"], rest].concat());
     command.env("KRONSAE_CUDA_EMULATION", library);
     command
 }

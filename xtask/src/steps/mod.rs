@@ -2,6 +2,8 @@
 
 pub(crate) mod csharp;
 mod cuda;
+mod cuda_compile;
+mod cuda_device;
 pub(crate) mod go;
 mod llama;
 mod openssl;
@@ -81,6 +83,24 @@ const STEPS: &[Step] = &[
         "the CUDA kernels of selection run on the CPU, again under sanitizers, and with planted races",
         false,
         cuda::emulation,
+    ),
+    tests(
+        "cuda-encode",
+        "encoding on a device whose kernels are emulated, against the CPU's encoder",
+        false,
+        cuda_device::encode,
+    ),
+    tests(
+        "cuda-driver",
+        "the CUDA driver's device against stand-ins for NVIDIA's libraries, and what is missing is named",
+        false,
+        cuda_device::driver,
+    ),
+    tests(
+        "cuda-compile",
+        "nvcc and NVRTC compile every kernel for sm_80, sm_90a and sm_100, without local memory",
+        false,
+        cuda_compile::tests,
     ),
     check("abi", "programs built against the recorded interface and the last release go on working", true, abi::check),
     check("c-and-cpp", "C and C++ programs against the shared and the static library", true, native::c_and_cpp),

@@ -5,7 +5,7 @@ use super::bytes::as_bytes;
 use super::launch::Launcher;
 use super::space::Sizes;
 use crate::backend::Batch;
-use crate::data::Normalisation;
+use crate::data::{Normalisation, spread};
 use kronsae::cuda::{Arguments, Arrival, Device, DeviceMemory, Element, Kernel, PinnedMemory};
 use kronsae::{Dtype, Error, Result, Status};
 use std::sync::Arc;
@@ -39,6 +39,8 @@ pub(super) struct Input {
 }
 
 const SLOTS: usize = 2;
+/// Bytes of a batch that a thread copies at a time.
+const COPIED_AT_A_TIME: usize = 1 << 20;
 
 impl Input {
     pub(super) fn new(device: &Arc<dyn Device>) -> Self {
@@ -85,7 +87,12 @@ impl Input {
             (None, Some(arrival)) => arrival.reclaim()?,
             (None, None) => return Err(Error::new(Status::Internal, "a copy to the device failed before")),
         };
-        pinned[..bytes.len()].copy_from_slice(bytes);
+        let to = pinned[..bytes.len()].chunks_mut(COPIED_AT_A_TIME);
+        let mut parts: Vec<_> = to.zip(bytes.chunks(COPIED_AT_A_TIME)).collect();
+        spread(&mut parts, bytes.len(), |(to, from)| {
+            to.copy_from_slice(from);
+            Ok(())
+        })?;
         if !bytes.is_empty() {
             // SAFETY: what read this slot was the step before the last one that was begun, if any did: slots take turns. The
             // last one is only begun when that step has been waited for, whether it went well or not.

@@ -28,7 +28,11 @@ pub(super) const fn of(element: Element, f32: &'static str, bf16: &'static str) 
 /// Names a kernel by its stem and the element type.
 macro_rules! kernel {
     ($element:expr, $stem:literal) => {
-        $crate::backend::cuda::launch::of($element, concat!("kronsae_", $stem, "_f32"), concat!("kronsae_", $stem, "_bf16"))
+        $crate::backend::cuda::launch::of(
+            $element,
+            concat!("kronsae_", $stem, "_f32"),
+            concat!("kronsae_", $stem, "_bf16"),
+        )
     };
 }
 pub(super) use kernel;

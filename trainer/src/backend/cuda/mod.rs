@@ -270,7 +270,8 @@ impl CudaBackend {
 
 /// Refuses what the kernels do not take.
 fn refuse(sizes: &Sizes, shared_bytes: u32) -> Result<()> {
-    let unsupported = |what: String| Err(Error::new(Status::Unsupported, format!("--backend cuda: {what}; use --backend cpu")));
+    let unsupported =
+        |what: String| Err(Error::new(Status::Unsupported, format!("--backend cuda: {what}; use --backend cpu")));
     if sizes.k > MOST_LATENTS {
         return unsupported(format!("--k {}: at most {MOST_LATENTS}", sizes.k));
     }

@@ -39,7 +39,12 @@ impl DeviceParameter {
                 Some(memory)
             }
         };
-        Ok(DeviceParameter { value: upload(&from.value)?, first: upload(&from.first)?, second: upload(&from.second)?, copy })
+        Ok(DeviceParameter {
+            value: upload(&from.value)?,
+            first: upload(&from.first)?,
+            second: upload(&from.second)?,
+            copy,
+        })
     }
 
     fn download(&self, device: &dyn Device, to: &mut Parameter) -> Result<()> {
@@ -69,7 +74,10 @@ impl DeviceParameter {
     }
 
     fn bytes(&self) -> usize {
-        self.value.bytes() + self.first.bytes() + self.second.bytes() + self.copy.as_ref().map_or(0, DeviceMemory::bytes)
+        self.value.bytes()
+            + self.first.bytes()
+            + self.second.bytes()
+            + self.copy.as_ref().map_or(0, DeviceMemory::bytes)
     }
 }
 

@@ -65,7 +65,8 @@ impl SortSpace {
 
     /// Bytes of all of it.
     pub(super) fn bytes(&self) -> usize {
-        let SortSpace { keys, positions, histograms, totals, counts, pieces, piece_coefficients, tile_stride: _ } = self;
+        let SortSpace { keys, positions, histograms, totals, counts, pieces, piece_coefficients, tile_stride: _ } =
+            self;
         let single = [histograms, totals, counts, pieces, piece_coefficients];
         single.into_iter().chain(keys).chain(positions).map(DeviceMemory::bytes).sum()
     }
@@ -76,7 +77,7 @@ impl SortSpace {
         let bits = u32::BITS - (list.rows as u32 - 1).leading_zeros();
         let passes = bits.div_ceil(8).max(1);
         for pass in 0..passes {
-            let (to, from) = ((pass % 2) as usize, (pass % 2 == 0) as usize);
+            let (to, from) = ((pass % 2) as usize, usize::from(pass % 2 == 0));
             let last = pass + 1 == passes;
             let first = pass == 0;
             let p = SortPass {

@@ -110,6 +110,7 @@ pub(super) fn run(
 
     super::encodes::run(device, options, product, report, progress)?;
     progress("measuring a training step");
+    let before = device.memory_in_use()?;
     let (time, backend) = step_time(device, step, calls)?;
     let floor = 1e3 * step.floor(peaks, true);
     report.measures.push(Measure::plain("training step", time, "ms", format!("{} tokens", step.batch)));
@@ -120,13 +121,19 @@ pub(super) fn run(
         1.5,
         format!("{floor:.2} ms, every gather from memory"),
     ));
-    let (working, bound) = (backend.working_bytes() as f64, 2.0 * (step.batch * step.encoder.rows() * 2) as f64);
+    let parameters = backend.parameter_bytes();
+    // What the device says counts workspaces and graphs too; where it says nothing, what was allocated.
+    let (working, how) = match (before, device.memory_in_use()?) {
+        (Some(before), Some(now)) => (now as f64 - before as f64 - parameters as f64, "in use by the device's account"),
+        _ => (backend.working_bytes() as f64, "allocated"),
+    };
+    let unit = (step.batch * step.encoder.rows() * 2) as f64;
     report.measures.push(Measure::at_most(
-        "memory beyond parameters, copies, moments / (B h (m + n) 2 bytes)",
-        2.0 * working / bound,
+        "memory beyond parameters, copies and moments / (B h (m + n) 2 bytes)",
+        working / unit,
         "x",
         2.0,
-        format!("{:.3} GB allocated by the step; {:.3} GB of parameters", working / 1e9, backend.parameter_bytes() as f64 / 1e9),
+        format!("{:.3} GB {how}; {:.3} GB of parameters", working / 1e9, parameters as f64 / 1e9),
     ));
     drop(backend);
 
