@@ -1,6 +1,7 @@
 // Lists of candidates in shared memory: collected above a floor, cut back to the first k, sorted and written.
 //
-// Everywhere, `each` is a function that passes this thread's share of the keys to its argument, any number of times over.
+// Everywhere, `each` is an object that passes this thread's share of some keys to its argument, any number of times over.
+// (Structs rather than generic lambdas, which NVRTC takes for functions of the host.)
 // The order in which threads append to a list is not defined; keys are unique, and every list is sorted or cut by key
 // before it shows.
 #ifndef KRONSAE_CANDIDATES_CUH
@@ -29,7 +30,7 @@ struct SelectScratch {
 
 /// Appends the keys from `floor` on to `list` as long as there is room; returns how many there are.
 template <class Each>
-static __device__ __forceinline__ u32 collect(Each each, u64 floor, u64* list, u32 room, SelectScratch& scratch) {
+static __device__ __forceinline__ u32 collect(const Each& each, u64 floor, u64* list, u32 room, SelectScratch& scratch) {
     __syncthreads(); // all have read the list and the count of before
     if (threadIdx.x == 0) scratch.count = 0;
     __syncthreads();
@@ -42,16 +43,33 @@ static __device__ __forceinline__ u32 collect(Each each, u64 floor, u64* list, u
     return scratch.count;
 }
 
+/// Those of `each` that reach `floor`.
+template <class Each> struct KeysFrom {
+    const Each& each;
+    u64 floor;
+    template <class Take> __device__ __forceinline__ void operator()(const Take& take) const {
+        each([&](u64 key) { if (key >= floor) take(key); });
+    }
+};
+
+/// The keys of a list.
+struct KeysOf {
+    const u64* list;
+    u32 count;
+    template <class Take> __device__ __forceinline__ void operator()(const Take& take) const {
+        for (u32 i = threadIdx.x; i < count; i += blockDim.x) take(list[i]);
+    }
+};
+
 /// Collects keys from `floor` on, which it raises if it must: at least the first `k` of them, at most what there is room
 /// for. Returns how many are in the list; `total` becomes how many reached the floor that was given.
 template <class Each>
-static __device__ __forceinline__ u32 collect_first(Each each, u64& floor, u32 k, const Lists& lists, u32& total,
+static __device__ __forceinline__ u32 collect_first(const Each& each, u64& floor, u32 k, const Lists& lists, u32& total,
                                                     SelectScratch& scratch) {
     total = collect(each, floor, lists.found, lists.room, scratch);
     if (total <= lists.room) return total;
     // Many are equal, or the floor was none. Exactly k reach the new one.
-    const u64 given = floor;
-    floor = kth_key([&](auto take) { each([&](u64 key) { if (key >= given) take(key); }); }, k, 0, scratch.radix);
+    floor = kth_key(KeysFrom<Each>{each, floor}, k, 0, scratch.radix);
     return collect(each, floor, lists.found, lists.room, scratch);
 }
 
@@ -59,9 +77,7 @@ static __device__ __forceinline__ u32 collect_first(Each each, u64& floor, u32 k
 /// that all of them reach.
 static __device__ __forceinline__ u32 keep_first(u32 count, u64& floor, u32 k, const Lists& lists,
                                                  SelectScratch& scratch) {
-    const auto found = [&](auto take) {
-        for (u32 i = threadIdx.x; i < count; i += blockDim.x) take(lists.found[i]);
-    };
+    const KeysOf found = {lists.found, count};
     if (count > k) floor = kth_key(found, k, 0, scratch.radix);
     return collect(found, floor, lists.kept, lists.kept_room, scratch);
 }

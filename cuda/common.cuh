@@ -190,7 +190,7 @@ struct RadixScratch {
 /// three rounds where values are spread as usual. Keys are enumerated again in each round rather than kept: what they are
 /// made of is in shared memory or L1. A histogram's counters are hit by integer atomics whose order cannot show.
 template <class Each>
-static __device__ __forceinline__ u64 kth_key(Each each, u32 k, int low, RadixScratch& scratch) {
+static __device__ __forceinline__ u64 kth_key(const Each& each, u32 k, int low, RadixScratch& scratch) {
     u64 prefix = 0;
     u32 remaining = k;
     for (int shift = 56;; shift -= 8) {

@@ -32,7 +32,9 @@
 //     needed      8 K + 8 LIST, and KRONSAE_STAGES * KRONSAE_TILE_BYTES more for kronsae_select      (K 50: 57,856 bytes)
 //     better      + 4 heads (kron: head maxima are kept), + 4 ceil(rows / 32) where positive is not null, each rounded up
 //                 to 16 bytes. What does not fit is computed again or kept in global memory. Never more than helps.
-// A launch with less than needed traps.
+// A launch with less than needed, or with K = 0, traps. Beyond 48 KB CUDA wants to be asked first (cuFuncSetAttribute,
+// MAX_DYNAMIC_SHARED_SIZE_BYTES). At h = 8192, m = 2, n = 4, K = 50: 96,768 bytes, which with at most 64 registers a thread
+// lets two blocks of 512 threads share a multiprocessor of an H100 or H200.
 //
 // How (kron, the k largest). M_k, the largest product of head k; the K heads first in (M descending, head ascending) hold
 // all K latents, and the K-th of them is a floor that no selected latent is below. So:
@@ -47,6 +49,7 @@
 #ifndef KRONSAE_SELECT_CUH
 #define KRONSAE_SELECT_CUH
 #include "candidates.cuh"
+#include "enumerate.cuh"
 #include "stream.cuh"
 
 #define KRONSAE_ROW_NOT_FINITE 1
@@ -119,57 +122,6 @@ static __device__ __forceinline__ unsigned char* reserve(Room& room, u64 bytes) 
     return at;
 }
 
-/// The products of some heads as keys, those that reach `least`. `heads` heads; `head_at(slot, head)` says which, or that it
-/// is none. Warps stay together.
-template <class T, class HeadAt, class Take>
-static __device__ __forceinline__ void each_product(const Shape& s, const T* y, u32 heads, float least, HeadAt head_at,
-                                                    Take take) {
-    const u32 m = s.base, n = s.extension;
-    if (n > 16) {
-        // A warp a head: whole rows of products are ruled out 32 at a time.
-        for (u32 slot = warp_id(); slot < heads; slot += warps_in_block()) {
-            u32 head;
-            if (!head_at(slot, head)) continue; // the same in all lanes
-            const T* base = y + (u64)head * (m + n);
-            const T* extension = base + m;
-            float largest = 0.0f;
-            for (u32 j = lane_id(); j < n; j += 32) largest = fmaxf(largest, to_float(extension[j]));
-            for (u32 by = 16; by > 0; by /= 2)
-                largest = fmaxf(largest, __shfl_xor_sync(KRONSAE_FULL_WARP, largest, by));
-            for (u32 first = 0; first < m; first += 32) {
-                const float own = first + lane_id() < m ? to_float(base[first + lane_id()]) : 0.0f;
-                // Rounded multiplication is monotone: no product of the row is above own * largest.
-                const bool maybe = own > 0.0f && __fmul_rn(own, largest) >= least;
-                for (u32 rows = __ballot_sync(KRONSAE_FULL_WARP, maybe); rows != 0; rows &= rows - 1) {
-                    const u32 i = (u32)__ffs((int)rows) - 1;
-                    const float p = __shfl_sync(KRONSAE_FULL_WARP, own, i);
-#pragma unroll 1
-                    for (u32 j = lane_id(); j < n; j += 32) {
-                        const float product = __fmul_rn(p, positive(to_float(extension[j])));
-                        if (product > 0.0f && product >= least)
-                            take(key_of(product, (head * m + first + i) * n + j));
-                    }
-                }
-            }
-        }
-        return;
-    }
-    // A lane an extension row, as many heads a warp as fit.
-    u32 lanes = 1;
-    while (lanes < n) lanes *= 2;
-    const u32 j = threadIdx.x % lanes;
-    for (u32 slot = threadIdx.x / lanes; slot < heads; slot += blockDim.x / lanes) {
-        u32 head;
-        if (j >= n || !head_at(slot, head)) continue;
-        const T* base = y + (u64)head * (m + n);
-        const float q = positive(to_float(base[m + j]));
-        for (u32 i = 0; i < m; i++) {
-            const float product = __fmul_rn(positive(to_float(base[i])), q);
-            if (product > 0.0f && product >= least) take(key_of(product, (head * m + i) * n + j));
-        }
-    }
-}
-
 /// The selected latents of token `token` from `count` candidates; `total` were active.
 static __device__ __forceinline__ void write_token(const Selection& to, bool kron, u32 token, u32 count, u32 k, u32 total,
                                                    const Lists& lists, SelectScratch& scratch) {
@@ -195,11 +147,20 @@ static __device__ __forceinline__ void write_not_finite(const Selection& to, u32
     if (to.skipped != nullptr) atomicAdd(to.skipped, 1u);
 }
 
-/// A floor that at least `k` of the threads' numbers reach, or 0. To 16 bits, in two rounds: a few candidates more than an exact
-/// one would leave.
+/// One number a thread, where it is positive.
+struct PartKey {
+    float largest;
+    template <class Take> __device__ __forceinline__ void operator()(const Take& take) const {
+        if (largest > 0.0f) take(key_of(largest, 0));
+    }
+};
+
+/// The least key of a value that at least `k` of the threads' numbers reach; where fewer are positive, the least of all keys.
+/// To 16 bits, in two rounds: a few candidates more than an exact floor would leave.
 static __device__ __forceinline__ u64 floor_of_parts(float largest, u32 k, SelectScratch& scratch) {
-    if (k > blockDim.x) return 0;
-    return kth_key([&](auto take) { if (largest > 0.0f) take(key_of(largest, 0)); }, k, 48, scratch.radix);
+    if (k > blockDim.x) return 1;
+    const u64 floor = kth_key(PartKey{largest}, k, 48, scratch.radix);
+    return floor == 0 ? 1 : floor;
 }
 
 /// Selects from a row's head maxima and the row. `maxima` may be null: they are computed again then.
@@ -208,42 +169,16 @@ static __device__ __forceinline__ void select_kron(const Shape& s, const Selecti
                                                    const float* maxima, float largest, float theta_floor,
                                                    const Lists& lists, SelectScratch& scratch) {
     const u32 k = min(to.k, to.capacity);
-    const bool listed = to.mode == KRONSAE_TOPK;
-    u32 total, slots = s.heads;
-    float least = theta_floor;
-    if (listed) {
-        const auto heads = [&](auto take) {
-            const u32 width = s.base + s.extension;
-            for (u32 head = threadIdx.x; head < s.heads; head += blockDim.x) {
-                float max;
-                if (maxima != nullptr) {
-                    max = maxima[head];
-                } else {
-                    float p = 0.0f, q = 0.0f;
-                    const T* rows = y + (u64)head * width;
-#pragma unroll 1
-                    for (u32 i = 0; i < s.base; i++) p = fmaxf(p, to_float(rows[i]));
-#pragma unroll 1
-                    for (u32 j = s.base; j < width; j++) q = fmaxf(q, to_float(rows[j]));
-                    max = __fmul_rn(p, q);
-                }
-                if (max > 0.0f) take(key_of(max, head));
-            }
-        };
+    u32 total;
+    ProductKeys<T> products = {s, y, nullptr, s.heads, maxima, theta_floor};
+    if (to.mode == KRONSAE_TOPK) {
         u64 floor = floor_of_parts(largest, k, scratch);
-        if (floor == 0) floor = 1;
-        const u32 found = collect_first(heads, floor, k, lists, total, scratch);
-        slots = keep_first(found, floor, k, lists, scratch);
-        // Fewer heads than k: they may hold k latents below any head's maximum.
-        least = slots == k ? key_value(floor) : 0.0f;
+        const u32 found = collect_first(HeadKeys<T>{s, y, maxima}, floor, k, lists, total, scratch);
+        products.heads = keep_first(found, floor, k, lists, scratch);
+        products.listed = lists.kept;
+        // Where fewer than k heads are positive, the floor is still the least of all keys, and any of their products may be in.
+        products.least = key_value(floor);
     }
-    const auto products = [&](auto take) {
-        const auto head_at = [&](u32 slot, u32& head) {
-            head = listed ? key_index(lists.kept[slot]) : slot;
-            return listed || maxima == nullptr || maxima[head] >= least;
-        };
-        each_product(s, y, slots, least, head_at, take);
-    };
     u64 floor = 1;
     const u32 count = collect_first(products, floor, k, lists, total, scratch);
     write_token(to, true, token, count, k, total, lists, scratch);
@@ -254,27 +189,13 @@ template <class T>
 static __device__ __forceinline__ void select_dense(const Shape& s, const Selection& to, const T* y, u32 token,
                                                     float largest, float theta_floor, const Lists& lists,
                                                     SelectScratch& scratch) {
-    constexpr u32 EACH = 16 / sizeof(T);
     const u32 k = min(to.k, to.capacity);
     const float* const thetas = to.mode == KRONSAE_THRESHOLD ? to.thetas : nullptr;
-    const auto latents = [&](auto take) {
-        for (u32 first = threadIdx.x * EACH; first < s.rows; first += blockDim.x * EACH) {
-            // 16 bytes at a time; a row's end is padding up to a multiple of 8 elements.
-            const uint4 words = *reinterpret_cast<const uint4*>(y + first);
-            const T* const part = reinterpret_cast<const T*>(&words);
-            for (u32 i = 0; i < EACH; i++) {
-                const float v = to_float(part[i]);
-                if (v > 0.0f && first + i < s.rows && (thetas == nullptr || v > thetas[first + i]))
-                    take(key_of(v, first + i));
-            }
-        }
-    };
     u64 floor = to.mode == KRONSAE_TOPK ? floor_of_parts(largest, k, scratch)
                 : thetas == nullptr     ? key_floor(theta_floor)
-                                        : 0;
-    if (floor == 0) floor = 1;
+                                        : 1;
     u32 total;
-    const u32 count = collect_first(latents, floor, k, lists, total, scratch);
+    const u32 count = collect_first(LatentKeys<T>{s, y, thetas}, floor, k, lists, total, scratch);
     write_token(to, false, token, count, k, total, lists, scratch);
 }
 
@@ -392,26 +313,14 @@ static __device__ __forceinline__ void select_dead(const Shape& s, const T* y, u
     const Room room = divide_shared(shared, k, 0);
     for (u32 token = blockIdx.x; token < tokens; token += gridDim.x) {
         const T* const row = y + (u64)token * ldy;
-        // Neighbours in the list are neighbours in the row more often than not: the gathers meet in L1.
-        const auto products = [&](auto take) {
-            for (u32 i = threadIdx.x; i < among; i += blockDim.x) {
-                u32 a, b;
-                rows_of(s, dead[i], a, b);
-                const float p = positive(to_float(row[a]));
-                take(dead[i], a == b ? p : __fmul_rn(p, positive(to_float(row[b]))));
-            }
-        };
+        const DeadKeys<T> keys = {s, row, dead, among};
         Seen seen = {0.0f, false};
-        products([&](u32, float product) { see(product, seen.largest, seen.bad); });
+        for (u32 i = threadIdx.x; i < among; i += blockDim.x) see(keys.product(dead[i]), seen.largest, seen.bad);
         if (__syncthreads_or(seen.bad)) {
             if (threadIdx.x == 0) to.counts[token] = 0;
             continue;
         }
-        const auto keys = [&](auto take) {
-            products([&](u32 latent, float product) { if (product > 0.0f) take(key_of(product, latent)); });
-        };
         u64 floor = floor_of_parts(seen.largest, k, scratch);
-        if (floor == 0) floor = 1;
         u32 total;
         const u32 count = collect_first(keys, floor, k, room.lists, total, scratch);
         write_token(to, s.kind == KRONSAE_KRON, token, count, k, total, room.lists, scratch);

@@ -53,6 +53,14 @@ extern "C" __global__ void fault_out_of_bounds(u32* out) {
     out[threadIdx.x] = numbers[dynamic_shared_bytes() / 4 + threadIdx.x];
 }
 
+/// One key a thread.
+struct OwnKey {
+    u32 v;
+    template <class Take> __device__ void operator()(const Take& take) const {
+        if (v > 0) take(key_of((float)v, threadIdx.x));
+    }
+};
+
 /// Every building block of common.cuh: sums, scan, compaction, k-th key; a word a thread each.
 extern "C" __global__ void fault_none_collectives(const u32* in, u32* scans, u32* totals, u32* places, float* sums,
                                                   u64* floors, u32 k) {
@@ -65,5 +73,5 @@ extern "C" __global__ void fault_none_collectives(const u32* in, u32* scans, u32
     const u32 place = ordered_place(v % 3 == 0, next, scratch2);
     if (v % 3 == 0) places[place] = v;
     sums[threadIdx.x] = block_sum((float)v, floats);
-    floors[threadIdx.x] = kth_key([&](auto take) { if (v > 0) take(key_of((float)v, threadIdx.x)); }, k, 0, radix);
+    floors[threadIdx.x] = kth_key(OwnKey{v}, k, 0, radix);
 }

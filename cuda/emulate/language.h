@@ -12,6 +12,9 @@
 #include <type_traits>
 
 #define KRONSAE_EMULATE 1
+#ifndef KRONSAE_PLANT_RACE
+#define KRONSAE_PLANT_RACE (emulate::launch.planted)
+#endif
 
 #define __global__
 #define __device__
@@ -48,6 +51,7 @@ struct Launch {
     dim3 grid, block, block_index;
     unsigned char* shared = nullptr;
     unsigned shared_bytes = 0;
+    int planted = 0; // number of the barrier that is taken out: PLANTABLE_BARRIER in common.cuh
 };
 extern Launch launch;
 

@@ -5,6 +5,7 @@
 //       args as cuLaunchKernel takes them: a pointer to each argument's value; device pointers are host pointers.
 //       0, or 1: then kronsae_emulate_error() says what went wrong, until the next launch of this thread.
 //   void kronsae_emulate_schedule(int schedule);   // see Schedule in block.h; 3 + n is random with seed n
+//   void kronsae_emulate_plant(int barrier);       // takes the PLANTABLE_BARRIER of this number out; 0 puts all back
 //   int kronsae_emulate_knows(const char* name);   // 1 if there is such a kernel
 //
 // Launches of several host threads wait for each other. Blocks run one after another, so kernels whose blocks wait for
@@ -96,6 +97,11 @@ EXPORT const char* kronsae_emulate_error() { return error.c_str(); }
 EXPORT void kronsae_emulate_schedule(int schedule) {
     std::lock_guard<std::mutex> lock(mutex);
     schedule_number = schedule;
+}
+
+EXPORT void kronsae_emulate_plant(int barrier) {
+    std::lock_guard<std::mutex> lock(mutex);
+    emulate::launch.planted = barrier;
 }
 
 EXPORT int kronsae_emulate_knows(const char* name) { return find(name) != nullptr; }

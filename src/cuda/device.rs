@@ -407,6 +407,16 @@ pub trait Device: Send + Sync {
     /// As [`Device::upload`]. `from` is lost then.
     fn copy_ahead(&self, to: &DeviceMemory, offset: usize, from: PinnedMemory, bytes: usize) -> Result<Arrival>;
 
+    /// As [`Device::copy_ahead`], but beside everything that the device's stream was given before, too.
+    ///
+    /// # Errors
+    /// As [`Device::copy_ahead`].
+    ///
+    /// # Safety
+    /// Nothing that the device's stream was given and has not done yet uses what is written.
+    unsafe fn copy_beside(&self, to: &DeviceMemory, offset: usize, from: PinnedMemory, bytes: usize)
+    -> Result<Arrival>;
+
     /// Lets what the device's own stream is given from now on wait for a copy. Not while capturing: admit first, replay then.
     ///
     /// # Errors

@@ -259,6 +259,16 @@ impl Device for EmulatedDevice {
         Ok(Arrival::new(from, Box::new(Landed)))
     }
 
+    unsafe fn copy_beside(
+        &self,
+        to: &DeviceMemory,
+        offset: usize,
+        from: PinnedMemory,
+        bytes: usize,
+    ) -> Result<Arrival> {
+        self.copy_ahead(to, offset, from, bytes)
+    }
+
     fn admit(&self, _arrival: &Arrival) -> Result<()> {
         Ok(())
     }

@@ -13,6 +13,7 @@ pub(crate) struct Library {
     launch: Launch,
     error: unsafe extern "C" fn() -> *const c_char,
     schedule: unsafe extern "C" fn(c_int),
+    plant: unsafe extern "C" fn(c_int),
     /// The schedule is the library's, so that a launch and the choice of its schedule belong together.
     turn: Mutex<()>,
 }
@@ -49,6 +50,9 @@ impl Library {
                 schedule: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(symbol(
                     c"kronsae_emulate_schedule",
                 )),
+                plant: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(symbol(
+                    c"kronsae_emulate_plant",
+                )),
                 turn: Mutex::new(()),
             }
         }
@@ -61,6 +65,12 @@ impl Library {
             let path = std::env::var("KRONSAE_CUDA_EMULATION");
             Library::open(&path.expect("KRONSAE_CUDA_EMULATION names no library: run cargo xtask test"))
         })
+    }
+
+    /// Takes a barrier out of the kernels, by its number, for the rest of this process.
+    pub(crate) fn plant(&self, barrier: i32) {
+        // SAFETY: the library's own function, which takes any number.
+        unsafe { (self.plant)(barrier) }
     }
 
     /// Runs a kernel to its end.

@@ -2,8 +2,7 @@
 //! the same pre-activations, whatever the schedule of warps, the block size and the shared memory.
 //!
 //! `cargo xtask test --only cuda-emulation` builds the kernels' libraries and runs this; `KRONSAE_CUDA_EMULATION` names the
-//! library then, and `KRONSAE_CUDA_PLANTED` the stem of libraries with a barrier taken out, `-1.so` and so on.
-//! `KRONSAE_CUDA_CASES` is the number of random cases.
+//! library then. `KRONSAE_CUDA_CASES` is the number of random cases.
 
 mod cases;
 #[path = "../common/mod.rs"]

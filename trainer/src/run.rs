@@ -1,17 +1,16 @@
 //! The training loop: batches in, checkpoints and one model file out. It knows no device and prints nothing; what
 //! happens is told to an [`Observer`].
 
-use crate::backend::cpu::CpuBackend;
-use crate::backend::{AuxK, Backend, StepInput, StepSettings, StepStats, TrainState};
+use crate::backend::{Backend, Batch, StepStats, TrainState, choose};
 use crate::checkpoint::{self, Header};
-use crate::data::{Batches, Dataset, Normalisation};
+use crate::data::{Batches, Dataset, Filled, Normalisation};
 use crate::eval::{EvalOptions, Evaluation, evaluate};
 use crate::fold::Folded;
 use crate::metrics::{EvalRecord, MetricsLog, StepRecord};
 use crate::schedule::Schedule;
-use crate::settings::{BackendKind, Settings};
+use crate::settings::Settings;
 use kronsae::sae::{Config, Sae, Selection, padded};
-use kronsae::{Aligned, Error, Result, Status};
+use kronsae::{Aligned, Dtype, Error, Result, Status};
 use serde_json::json;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -114,7 +113,7 @@ pub fn run(
     let fingerprint = format!("{}rows{:?}", train.data.fingerprint()?, train.rows);
     let (mut header, state, normalisation) = start(settings, train, &checkpoints, &fingerprint, resume, observer)?;
     let normalisation = Arc::new(normalisation);
-    let mut backend = backend(settings, state)?;
+    let mut backend = choose::backend(settings, state, &normalisation, &mut |text| observer.note(text))?;
     let mut metrics = MetricsLog::open(&out.join(names::METRICS), out, header.step, settings.steps)?;
     let schedule = Schedule {
         peak: settings.lr,
@@ -132,15 +131,22 @@ pub fn run(
         Arc::clone(&normalisation),
     )?;
     let stride = padded(settings.d_model);
-    let mut x = Aligned::zeroed(settings.batch * stride, "a batch")?;
+    let mut room = BatchRoom::new(&*backend, &train.data, settings.batch, stride)?;
     let mut saved = header.step;
+    // The batch of the next step, staged while a device computes this one.
+    let mut staged = None;
 
     while header.step < settings.steps {
         let started = Instant::now();
-        let filled = batches.fill(header.step, &mut x, stride)?;
+        let filled = match staged.take() {
+            None => room.stage(&mut *backend, &mut batches, header.step)?,
+            Some(staged) => staged?,
+        };
         let rate = schedule.rate(header.step);
-        let input = StepInput { x: &x, rows: filled.rows, stride, step: header.step, learning_rate: rate };
-        let stats = backend.step(input)?;
+        backend.begin(header.step, rate)?;
+        // What goes wrong with the next batch is said after this step.
+        staged = (header.step + 1 < settings.steps).then(|| room.stage(&mut *backend, &mut batches, header.step + 1));
+        let stats = backend.finish()?;
         header.seconds += started.elapsed().as_secs_f64();
         header.skipped += filled.skipped as u64;
         header.step += 1;
@@ -182,7 +188,7 @@ pub fn run(
             return Ok(Outcome::Stopped { step: header.step });
         }
     }
-    drop((batches, x));
+    drop((batches, room));
 
     let model = out.join(names::MODEL);
     Folded::new(backend.state()?, &normalisation, settings.dtype.dtype())?.write(backend.state()?, &config, &model)?;
@@ -215,6 +221,41 @@ pub fn run(
         skipped: header.skipped,
         backend: name,
     })))
+}
+
+/// Where batches are made for a backend: as the shards have them where it takes them so.
+enum BatchRoom {
+    Normalised { x: Aligned<f32>, stride: usize },
+    Raw { bytes: Vec<u8>, dtype: Dtype },
+}
+
+impl BatchRoom {
+    fn new(backend: &dyn Backend, data: &Dataset, batch: usize, stride: usize) -> Result<Self> {
+        if !backend.takes_raw() {
+            return Ok(BatchRoom::Normalised { x: Aligned::zeroed(batch * stride, "a batch")?, stride });
+        }
+        let (dtype, len) = (data.dtype(), batch * data.d_model() * data.dtype().size());
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| Error::out_of_memory("a batch", len))?;
+        bytes.resize(len, 0);
+        Ok(BatchRoom::Raw { bytes, dtype })
+    }
+
+    /// Makes batch `step` and hands it over.
+    fn stage(&mut self, backend: &mut dyn Backend, batches: &mut Batches, step: u64) -> Result<Filled> {
+        match self {
+            BatchRoom::Normalised { x, stride } => {
+                let filled = batches.fill(step, x, *stride)?;
+                backend.stage(Batch::Normalised { x, rows: filled.rows, stride: *stride })?;
+                Ok(filled)
+            }
+            BatchRoom::Raw { bytes, dtype } => {
+                let filled = batches.gather(step, bytes)?;
+                backend.stage(Batch::Raw { bytes, rows: filled.rows, dtype: *dtype })?;
+                Ok(filled)
+            }
+        }
+    }
 }
 
 /// The state to start from: the newest checkpoint's, or a new one.
@@ -264,30 +305,6 @@ fn check_newest(checkpoints: &Path, settings: &str, data: &str) -> Result<()> {
         return Ok(());
     }
     Ok(())
-}
-
-fn backend(settings: &Settings, state: TrainState) -> Result<Box<dyn Backend>> {
-    match settings.backend {
-        BackendKind::Cuda => Err(Error::new(
-            Status::Unsupported,
-            "--backend cuda: this build has no CUDA backend; use --backend cpu or auto",
-        )),
-        BackendKind::Auto | BackendKind::Cpu => {
-            let auxk = (settings.auxk > 0.0).then_some(AuxK { k: settings.auxk_k, coefficient: settings.auxk as f32 });
-            let step = StepSettings {
-                k: settings.k,
-                precision: settings.precision,
-                auxk,
-                dead_after: settings.dead_after,
-                revive_rows: settings.revive_rows,
-                mand_epsilon: 1e-6,
-                betas: (0.9, 0.999),
-                adam_epsilon: 1e-8,
-                clip: (settings.clip > 0.0).then_some(settings.clip as f32),
-            };
-            Ok(Box::new(CpuBackend::new(state, step, settings.batch, settings.threads)?))
-        }
-    }
 }
 
 /// The config of the model file: shape and selection, where the activations came from, and what made it.

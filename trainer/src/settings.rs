@@ -1,6 +1,6 @@
 //! What a training run is told: flags and a TOML file with the same names, merged over defaults.
 
-use crate::backend::{Precision, cpu};
+use crate::backend::{Precision, choose};
 use clap::{Args, ValueEnum};
 use kronsae::sae::Encoder;
 use kronsae::{Dtype, Error, Result};
@@ -21,7 +21,7 @@ pub enum EncoderKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendKind {
-    /// The fastest there is.
+    /// A GPU where there is one, else the CPU.
     Auto,
     /// The sparse CPU backend.
     Cpu,
@@ -37,7 +37,7 @@ pub enum PrecisionChoice {
     Auto,
     /// f32 throughout.
     F32,
-    /// Latents are chosen by bf16 products; their values and all gradients are f32.
+    /// CPU: latents are chosen by bf16 products; their values and all gradients are f32. GPU: products, gathered rows and residuals are bf16, with sums, weights and moments in f32.
     Bf16,
 }
 
@@ -275,11 +275,10 @@ impl TrainArgs {
             shuffle_window: positive("shuffle-window", self.shuffle_window.unwrap_or(default_window.max(256)))?,
             threads: positive("threads", self.threads.unwrap_or(cores))?,
             backend: self.backend.unwrap_or(BackendKind::Auto),
-            precision: match self.precision.unwrap_or(PrecisionChoice::Auto) {
-                PrecisionChoice::Auto => cpu::fastest_precision()?,
-                PrecisionChoice::F32 => Precision::F32,
-                PrecisionChoice::Bf16 => Precision::Bf16,
-            },
+            precision: choose::precision(
+                self.backend.unwrap_or(BackendKind::Auto),
+                self.precision.unwrap_or(PrecisionChoice::Auto),
+            )?,
             checkpoint_every: interval(positive("checkpoint-every", self.checkpoint_every.unwrap_or(1000))?),
             eval_every: interval(self.eval_every.unwrap_or((steps / 10).max(1))),
             log_every: interval(positive("log-every", self.log_every.unwrap_or(10))?),

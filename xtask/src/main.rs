@@ -3,6 +3,7 @@
 mod abi;
 mod data;
 mod dist;
+mod gpu;
 mod header;
 mod licences;
 mod native;
@@ -22,6 +23,8 @@ Development tasks of the kronsae workspace.
                              with --write, records what was added
   cargo xtask dist           a tarball and a Debian package in target/package; with --check, tries them
   cargo xtask licences       that the dependencies' licences are among those allowed
+  cargo xtask gpu            checks the GPU backend and measures it beside its peers; emulated where there is no GPU;
+                             options as tools/gpu.sh, which does the same from a built binary
   cargo xtask golden         writes data/golden anew from the naive reference in tests/common
   cargo xtask sample FOLDER  cuts data/sample anew from a folder of activation shards
 
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
             Ok(true)
         }
         ["test", options @ ..] => steps::test(root, options),
+        ["gpu", options @ ..] => gpu::run(root, options),
         ["golden"] => data::write_golden(root).map(|()| true),
         ["sample", folder] => sample::run(Path::new(folder), &root.join("data/sample")).map(|()| true),
         ["abi"] => abi::check(root).map(|()| true),

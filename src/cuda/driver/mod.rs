@@ -153,6 +153,43 @@ impl CudaDevice {
         }
         Ok(slot.insert(self.allocate(product::WORKSPACE, "products")?).address())
     }
+
+    /// Starts a copy on the stream for copies: `behind` what the device's stream was given so far, or beside it.
+    fn copy_from_pinned(
+        &self,
+        to: &DeviceMemory,
+        offset: usize,
+        from: PinnedMemory,
+        bytes: usize,
+        behind: bool,
+    ) -> Result<Arrival> {
+        to.check(offset, bytes)?;
+        if bytes > from.len() {
+            return Err(Error::invalid(format!("{bytes} bytes of pinned memory of {}", from.len())));
+        }
+        let _current = self.enter_idle("copy to the device")?;
+        if behind {
+            Event::record(self.context.stream)?.hold(self.context.copies)?;
+        }
+        if bytes > 0 {
+            let source = host_pointer(from.as_ptr());
+            // SAFETY: inside both allocations; `from` stays until the copy is over: the arrival, or the wait below, sees to
+            // that.
+            let copied = unsafe { sys::cuMemcpyHtoDAsync_v2(to.at(offset), source, bytes, self.context.copies) };
+            check(copied, "copy to the device")?;
+        }
+        match Event::record(self.context.copies) {
+            Ok(event) => {
+                let landing = CopyEnd { event: Some(event), context: Arc::clone(&self.context) };
+                Ok(Arrival::new(from, Box::new(landing)))
+            }
+            Err(error) => {
+                // SAFETY: the context's own stream.
+                let _ = unsafe { sys::cuStreamSynchronize(self.context.copies) };
+                Err(error)
+            }
+        }
+    }
 }
 
 /// Sets a flag for as long as it lives.
@@ -306,31 +343,18 @@ impl Device for CudaDevice {
     }
 
     fn copy_ahead(&self, to: &DeviceMemory, offset: usize, from: PinnedMemory, bytes: usize) -> Result<Arrival> {
-        to.check(offset, bytes)?;
-        if bytes > from.len() {
-            return Err(Error::invalid(format!("{bytes} bytes of pinned memory of {}", from.len())));
-        }
-        let _current = self.enter_idle("copy to the device")?;
-        // What the device was given so far may still read what is overwritten here.
-        Event::record(self.context.stream)?.hold(self.context.copies)?;
-        if bytes > 0 {
-            let source = host_pointer(from.as_ptr());
-            // SAFETY: inside both allocations; `from` stays until the copy is over: the arrival, or the wait below, sees to
-            // that.
-            let copied = unsafe { sys::cuMemcpyHtoDAsync_v2(to.at(offset), source, bytes, self.context.copies) };
-            check(copied, "copy to the device")?;
-        }
-        match Event::record(self.context.copies) {
-            Ok(event) => {
-                let landing = CopyEnd { event: Some(event), context: Arc::clone(&self.context) };
-                Ok(Arrival::new(from, Box::new(landing)))
-            }
-            Err(error) => {
-                // SAFETY: the context's own stream.
-                let _ = unsafe { sys::cuStreamSynchronize(self.context.copies) };
-                Err(error)
-            }
-        }
+        // What the device was given so far may still read what is overwritten.
+        self.copy_from_pinned(to, offset, from, bytes, true)
+    }
+
+    unsafe fn copy_beside(
+        &self,
+        to: &DeviceMemory,
+        offset: usize,
+        from: PinnedMemory,
+        bytes: usize,
+    ) -> Result<Arrival> {
+        self.copy_from_pinned(to, offset, from, bytes, false)
     }
 
     fn admit(&self, arrival: &Arrival) -> Result<()> {

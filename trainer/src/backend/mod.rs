@@ -1,11 +1,14 @@
 //! Who computes a training step. The loop knows only [`Backend`]; a device backend stands behind the same boundary.
 
+pub mod choose;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod state;
 
 pub use state::{Parameter, TrainState};
 
-use kronsae::Result;
+use kronsae::{Dtype, Result};
 
 /// The AuxK loss and the rules for the dead (KRONSAE.md section 5).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -82,13 +85,89 @@ pub struct StepStats {
     pub revived_rows: usize,
 }
 
+/// A batch of activations.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Batch<'a> {
+    /// Normalised, `[rows, stride]`, padded with zeros.
+    Normalised {
+        /// The activations.
+        x: &'a [f32],
+        /// Tokens.
+        rows: usize,
+        /// Elements from one token to the next.
+        stride: usize,
+    },
+    /// As the shards have them, `[rows, d_model]`, every element finite. For backends that take them so.
+    Raw {
+        /// The activations.
+        bytes: &'a [u8],
+        /// Tokens.
+        rows: usize,
+        /// Type of an element.
+        dtype: Dtype,
+    },
+}
+
+impl Batch<'_> {
+    /// Tokens.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        match *self {
+            Batch::Normalised { rows, .. } | Batch::Raw { rows, .. } => rows,
+        }
+    }
+}
+
 /// Computes training steps on some device.
+///
+/// A step is staged, begun and finished, so that a device computes while the host makes the next batch: after a step was
+/// begun, the batch of the next one may be staged before it is finished.
 pub trait Backend {
-    /// Forward, backward and update for one batch.
+    /// Takes the batch of the step to be begun next. The batch has been copied when this returns.
+    ///
+    /// # Errors
+    /// Device errors.
+    ///
+    /// # Panics
+    /// If the batch staged before has not been begun, the batch is of another width or has more tokens than promised, or
+    /// it is raw and [`Backend::takes_raw`] said no.
+    fn stage(&mut self, batch: Batch<'_>) -> Result<()>;
+
+    /// Begins forward, backward and update for the staged batch. `step` is the step's number, from 0.
+    ///
+    /// # Errors
+    /// As [`Backend::finish`].
+    ///
+    /// # Panics
+    /// If no batch was staged, or the step begun before has not been finished.
+    fn begin(&mut self, step: u64, learning_rate: f32) -> Result<()>;
+
+    /// Waits for the step that was begun.
     ///
     /// # Errors
     /// [`kronsae::Status::Internal`] if training has diverged (pre-activations are not finite); device errors.
-    fn step(&mut self, input: StepInput<'_>) -> Result<StepStats>;
+    ///
+    /// # Panics
+    /// If no step has been begun.
+    fn finish(&mut self) -> Result<StepStats>;
+
+    /// One whole step.
+    ///
+    /// # Errors
+    /// As [`Backend::finish`].
+    ///
+    /// # Panics
+    /// As the three it is made of.
+    fn step(&mut self, input: StepInput<'_>) -> Result<StepStats> {
+        self.stage(Batch::Normalised { x: input.x, rows: input.rows, stride: input.stride })?;
+        self.begin(input.step, input.learning_rate)?;
+        self.finish()
+    }
+
+    /// Whether batches may come as the shards have them, to be normalised on the device.
+    fn takes_raw(&self) -> bool {
+        false
+    }
 
     /// The state after the last step, on the host.
     ///

@@ -149,6 +149,19 @@ enum GraphKind {
     Dense,
 }
 
+/// A model of random weights, N(0, 1/d), biases 0, without a decoder.
+pub(super) fn random_sae(encoder: Encoder, d: usize, k: usize) -> Result<Sae> {
+    let rows = encoder.rows();
+    let config = Config::new(encoder, d, Selection::TopK(k), 1.0)?;
+    let mut weight = Matrix::zeroed(rows, d, "random weights")?;
+    let stride = weight.stride();
+    for (row, to) in weight.f32_mut().chunks_exact_mut(stride).enumerate() {
+        ours::fill_normals(1 + row as u64, (d as f32).sqrt().recip(), &mut to[..d]);
+    }
+    let weights = EncoderWeights { weight, bias: Aligned::zeroed(rows, "biases")?, threshold: None };
+    Sae::from_parts(config, weights, None::<DecoderWeights>)
+}
+
 impl Workshop {
     /// For one shape.
     ///
@@ -165,17 +178,8 @@ impl Workshop {
         })
     }
 
-    /// A model of random weights, N(0, 1/d), biases 0, without a decoder.
     fn random(&self, encoder: Encoder) -> Result<Sae> {
-        let (rows, d) = (encoder.rows(), self.shape.d_model);
-        let config = Config::new(encoder, d, Selection::TopK(self.k), 1.0)?;
-        let mut weight = Matrix::zeroed(rows, d, "random weights")?;
-        let stride = weight.stride();
-        for (row, to) in weight.f32_mut().chunks_exact_mut(stride).enumerate() {
-            ours::fill_normals(1 + row as u64, (d as f32).sqrt().recip(), &mut to[..d]);
-        }
-        let weights = EncoderWeights { weight, bias: Aligned::zeroed(rows, "biases")?, threshold: None };
-        Sae::from_parts(config, weights, None::<DecoderWeights>)
+        random_sae(encoder, self.shape.d_model, self.k)
     }
 
     fn sae(&mut self) -> Result<Arc<Sae>, String> {

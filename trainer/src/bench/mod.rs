@@ -7,6 +7,8 @@
 
 pub mod contender;
 pub mod fast;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod machine;
 pub mod measure;
 #[cfg(feature = "onnxruntime")]
@@ -20,6 +22,7 @@ pub mod scaling;
 pub mod selection;
 pub mod table;
 mod torch;
+pub mod traffic;
 
 pub use contender::{Peers, Shape};
 pub use torch::PYTHON_VARIABLE;

@@ -99,6 +99,41 @@ impl Batches {
     /// # Panics
     /// If `out` has no room for a batch.
     pub fn fill(&mut self, t: u64, out: &mut Aligned<f32>, stride: usize) -> Result<Filled> {
+        let (dtype, d) = (self.dtype, self.d_model);
+        let normalisation = Arc::clone(&self.normalisation);
+        let mut raw = std::mem::take(&mut self.raw);
+        let scale = normalisation.scale.recip();
+        let filled = self.each(t, |at, row| {
+            widen(dtype, row, &mut raw);
+            let to = &mut out[at * stride..][..d];
+            let mut finite = true;
+            for ((t, &x), &mean) in to.iter_mut().zip(&raw).zip(&normalisation.mean) {
+                *t = (x - mean) * scale;
+                finite &= t.is_finite();
+            }
+            finite
+        });
+        self.raw = raw;
+        filled
+    }
+
+    /// Fills `out` with batch `t` as the shards have it, rows one behind the other.
+    ///
+    /// # Errors
+    /// Those of reading the shards.
+    ///
+    /// # Panics
+    /// If `out` has no room for a batch.
+    pub fn gather(&mut self, t: u64, out: &mut [u8]) -> Result<Filled> {
+        let (dtype, row_bytes) = (self.dtype, self.d_model * self.dtype.size());
+        self.each(t, |at, row| {
+            out[at * row_bytes..][..row_bytes].copy_from_slice(row);
+            is_finite(dtype, row)
+        })
+    }
+
+    /// Calls `put` with each row of batch `t` and the number of rows before it that were good; `put` says whether it is.
+    fn each(&mut self, t: u64, mut put: impl FnMut(usize, &[u8]) -> bool) -> Result<Filled> {
         let row_bytes = self.d_model * self.dtype.size();
         let mut filled = Filled { rows: 0, skipped: 0 };
         let mut at = t * self.batch as u64;
@@ -111,14 +146,7 @@ impl Batches {
             let count = ((end - at) as usize).min(place.len - place.offset);
             for offset in place.offset..place.offset + count {
                 let from = shuffle.apply(offset) * row_bytes;
-                widen(self.dtype, &loaded.bytes[from..from + row_bytes], &mut self.raw);
-                let to = &mut out[filled.rows * stride..][..self.d_model];
-                let scale = self.normalisation.scale.recip();
-                let mut finite = true;
-                for ((t, &x), &mean) in to.iter_mut().zip(&self.raw).zip(&self.normalisation.mean) {
-                    *t = (x - mean) * scale;
-                    finite &= t.is_finite();
-                }
+                let finite = put(filled.rows, &loaded.bytes[from..from + row_bytes]);
                 filled.rows += usize::from(finite);
                 filled.skipped += usize::from(!finite);
             }
@@ -164,6 +192,23 @@ impl Drop for Batches {
         drop((std::mem::replace(&mut self.ask, ask), std::mem::replace(&mut self.answer, answer)));
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
+        }
+    }
+}
+
+/// Whether every element is: whether none has all bits of its exponent set.
+fn is_finite(dtype: Dtype, row: &[u8]) -> bool {
+    let of_16 = |exponent: u16| {
+        let bits = row.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
+        // Without a branch for each element.
+        bits.fold(true, |all, b| all & (b & exponent != exponent))
+    };
+    match dtype {
+        Dtype::F16 => of_16(0x7C00),
+        Dtype::Bf16 => of_16(0x7F80),
+        Dtype::F32 => {
+            let bits = row.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
+            bits.fold(true, |all, b| all & (b & 0x7F80_0000 != 0x7F80_0000))
         }
     }
 }

@@ -5,19 +5,19 @@ use kronsae::isa_fn;
 
 /// Adam's numbers for one step.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Adam {
-    pub(super) beta1: f32,
-    pub(super) beta2: f32,
-    pub(super) epsilon: f32,
+pub(in crate::backend) struct Adam {
+    pub(in crate::backend) beta1: f32,
+    pub(in crate::backend) beta2: f32,
+    pub(in crate::backend) epsilon: f32,
     /// Learning rate over the bias correction of the mean.
-    pub(super) rate: f32,
+    pub(in crate::backend) rate: f32,
     /// Reciprocal root of the bias correction of the square.
-    pub(super) root: f32,
+    pub(in crate::backend) root: f32,
 }
 
 impl Adam {
     /// The numbers of step `step`, counted from 0.
-    pub(super) fn new(betas: (f32, f32), epsilon: f32, learning_rate: f32, step: u64) -> Self {
+    pub(in crate::backend) fn new(betas: (f32, f32), epsilon: f32, learning_rate: f32, step: u64) -> Self {
         let power = |beta: f32| f64::from(beta).powf(step as f64 + 1.0);
         Adam {
             beta1: betas.0,

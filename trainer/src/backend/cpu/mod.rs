@@ -7,13 +7,13 @@
 
 mod auxk;
 mod forward;
-mod kernels;
+pub(super) mod kernels;
 mod linear;
 mod pairs;
 mod revive;
 mod update;
 
-use super::{Backend, Precision, StepInput, StepSettings, StepStats, TrainState};
+use super::{Backend, Batch, Precision, StepInput, StepSettings, StepStats, TrainState};
 use forward::{Scratch, Sums, Token};
 use kronsae::sae::{Encoder, Selection};
 use kronsae::threads::{Divided, Pool};
@@ -37,6 +37,10 @@ pub struct CpuBackend {
     rows: Touched,
     by_latent: ByRow,
     by_row: ByRow,
+    /// The batch of the step to come, `[batch, stride]`, and its tokens; allocated when it is first used.
+    staged: (Aligned<f32>, Option<usize>),
+    /// What the step that was begun has found.
+    begun: Option<StepStats>,
 }
 
 struct WorkerSpace {
@@ -92,6 +96,8 @@ impl CpuBackend {
             rows: Touched::new(batch, slots),
             by_latent: ByRow::new(encoder.latents()),
             by_row: ByRow::new(rows),
+            staged: (Aligned::zeroed(0, "a batch")?, None),
+            begun: None,
             state,
         })
     }
@@ -294,6 +300,37 @@ impl CpuBackend {
 }
 
 impl Backend for CpuBackend {
+    fn stage(&mut self, batch: Batch<'_>) -> Result<()> {
+        let Batch::Normalised { x, rows, stride } = batch else {
+            panic!("this backend takes normalised batches only");
+        };
+        let (len, room) = (rows * stride, self.residual.len());
+        assert!(stride == self.state.encoder_weight.stride && len <= room, "batch of another width or size");
+        assert!(self.staged.1.is_none(), "the batch before has not been begun");
+        if self.staged.0.len() != room {
+            self.staged.0 = Aligned::zeroed(room, "a batch")?;
+        }
+        self.staged.0[..len].copy_from_slice(&x[..len]);
+        self.staged.1 = Some(rows);
+        Ok(())
+    }
+
+    fn begin(&mut self, step: u64, learning_rate: f32) -> Result<()> {
+        assert!(self.begun.is_none(), "the step before has not been finished");
+        let rows = self.staged.1.take().expect("a batch that was staged");
+        let empty = Aligned::zeroed(0, "a batch")?;
+        let x = std::mem::replace(&mut self.staged.0, empty);
+        let stride = self.state.encoder_weight.stride;
+        let stats = self.step(StepInput { x: &x, rows, stride, step, learning_rate });
+        self.staged.0 = x;
+        self.begun = Some(stats?);
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<StepStats> {
+        Ok(self.begun.take().expect("a step that was begun"))
+    }
+
     fn step(&mut self, input: StepInput<'_>) -> Result<StepStats> {
         let settings = self.settings;
         let numbers = kernels::Adam::new(settings.betas, settings.adam_epsilon, input.learning_rate, input.step);

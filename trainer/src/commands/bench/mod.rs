@@ -2,8 +2,11 @@
 
 mod encode;
 mod fast;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod open;
 mod scaling;
+mod traffic;
 
 use super::{print, print_json, progress_bar, threads_or_all};
 use crate::bench::{Peers, Report, Shape};
@@ -29,6 +32,9 @@ enum What {
     Scaling(scaling::ScalingArgs),
     Fast(fast::FastArgs),
     Open(open::OpenArgs),
+    Traffic(traffic::TrafficArgs),
+    #[cfg(feature = "cuda")]
+    Gpu(gpu::GpuArgs),
 }
 
 /// Where the peers are.
@@ -88,6 +94,9 @@ pub fn run(args: Args) -> Result<()> {
         What::Scaling(args) => scaling::run(&args),
         What::Fast(args) => fast::run(&args),
         What::Open(args) => open::run(&args),
+        What::Traffic(args) => traffic::run(&args),
+        #[cfg(feature = "cuda")]
+        What::Gpu(args) => gpu::run(&args),
     }
 }
 
