@@ -193,6 +193,13 @@
     { sizeof(kronsae_latents), 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0, 0 }
 
 /** Starting values: struct_size set, everything else the default. */
+#define KRONSAE_DEVICE_OPTIONS_INIT { sizeof(kronsae_device_options), 0, 0, 0 }
+
+/** Starting values: struct_size set; rows, capacity, counts, indices and values are for you to set. */
+#define KRONSAE_DEVICE_LATENTS_INIT \
+    { sizeof(kronsae_device_latents), 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL }
+
+/** Starting values: struct_size set, everything else the default. */
 #define KRONSAE_MONITOR_OPTIONS_INIT \
     { sizeof(kronsae_monitor_options), 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0.0, NULL, 0, 0 }
 
@@ -277,6 +284,15 @@
  * hundred times the norm, and no good for training.
  */
 #define KRONSAE_RECORD_POSITION_0 4
+
+/**
+ * A model's encoder in the memory of a CUDA device: uploaded once.
+ *
+ * Threads: immutable. Any number of threads and streams may use one at once, except for `kronsae_device_sae_destroy`.
+ *
+ * Lifetime: the `kronsae_sae` it was made of must outlive its use; destroying that one stops it.
+ */
+typedef struct kronsae_device_sae kronsae_device_sae;
 
 /**
  * Turns activations into sparse latents: a model, a workspace, and threads of its own.
@@ -535,6 +551,59 @@ typedef struct kronsae_steer_term {
     /** How much is added, in units of latent values: a row changes by `coefficient * output_scale * decoder row`. */
     float coefficient;
 } kronsae_steer_term;
+
+/**
+ * In which arithmetic a device computes pre-activations: one of `KRONSAE_COMPUTE_*`. They are accumulated, and selected
+ * from, in f32 either way.
+ */
+typedef int32_t kronsae_compute;
+
+/** How a model is put on a device. Start from `KRONSAE_DEVICE_OPTIONS_INIT`; zero means default. */
+typedef struct kronsae_device_options {
+    /** sizeof(kronsae_device_options). */
+    uint32_t struct_size;
+    /** Which of the devices that the driver shows to this process, counted from 0, as cudaSetDevice counts. */
+    uint32_t device;
+    /** `KRONSAE_COMPUTE_*`. */
+    kronsae_compute compute;
+    /**
+     * Rows whose pre-activations exist at a time; they bound the workspace. 0: as many as take 256 MB, at least 128.
+     */
+    uint32_t tile_rows;
+} kronsae_device_options;
+
+/**
+ * Sparse latents of a batch, in buffers of the caller in the device's memory. Start from `KRONSAE_DEVICE_LATENTS_INIT`.
+ *
+ * Row r is at `r * capacity` of `indices` and `values`, as in kronsae_latents. Buffers must be aligned for their type and
+ * must not overlap.
+ */
+typedef struct kronsae_device_latents {
+    /** sizeof(kronsae_device_latents). */
+    uint32_t struct_size;
+    /** 0. */
+    uint32_t reserved;
+    /** Rows the buffers have room for, at least as many as the activations have. */
+    size_t rows;
+    /**
+     * Entries a row. With TopK selection at least K; with a threshold, rows of more keep the strongest and are flagged.
+     */
+    size_t capacity;
+    /** [rows], device memory: entries written. */
+    uint32_t *counts;
+    /** [rows, capacity], device memory: latent indices, below F. */
+    uint32_t *indices;
+    /** [rows, capacity], device memory: latent values, in units of normalised activations. */
+    float *values;
+    /** [rows], device memory, or NULL: how many latents were active before any cut. */
+    uint32_t *active;
+    /** [rows], device memory, or NULL: `KRONSAE_ROW_*` bits. */
+    uint8_t *row_flags;
+    /**
+     * One number, device memory, or NULL: rows with KRONSAE_ROW_NOT_FINITE are added to it. The caller sets it to 0.
+     */
+    uint32_t *skipped_rows;
+} kronsae_device_latents;
 
 /** How a monitor works. Start from `KRONSAE_MONITOR_OPTIONS_INIT`; zero means default. */
 typedef struct kronsae_monitor_options {
@@ -909,6 +978,15 @@ typedef struct kronsae_recorder_status {
  */
 #define KRONSAE_PATH_FAST 3
 
+/** As the model file has the encoder: BF16 weights in bf16, others in f32. */
+#define KRONSAE_COMPUTE_AUTO 0
+
+/** True f32, without TF32. */
+#define KRONSAE_COMPUTE_F32 1
+
+/** Weights and activations are rounded to bfloat16; their products are exact. */
+#define KRONSAE_COMPUTE_BF16 2
+
 /** Workers encode what taps take in. */
 #define KRONSAE_MONITOR_STATE_RUNNING 1
 
@@ -1237,6 +1315,97 @@ kronsae_status kronsae_steer(const struct kronsae_sae *sae,
                              size_t n_terms,
                              size_t term_size,
                              struct kronsae_error **error);
+
+/**
+ * Uploads a model's encoder to a CUDA device: weights, biases, thresholds. The decoder is not needed.
+ *
+ * The first call in a process opens the driver and loads the kernels. A library that was built without them compiles them
+ * then, which takes some seconds once on a machine: they are kept in `$XDG_CACHE_HOME/kronsae`. The device's primary
+ * context is used, the one of the CUDA runtime; what was current on the calling thread is current afterwards.
+ *
+ * options: NULL for defaults. out: receives the model on its device, to be freed with `kronsae_device_sae_destroy`; NULL on
+ * failure.
+ *
+ * Errors: `KRONSAE_STATUS_UNSUPPORTED`, also if the library was built without CUDA, or something it needs is not there, and
+ * the message names it: the driver, one that is new enough, a device, one that is new enough (Ampere), cuBLASLt, or kernels
+ * (built in, or libnvrtc to compile them); or if the model selects more than 512 latents a row;
+ * `KRONSAE_STATUS_OUT_OF_MEMORY`, also of the device's; `KRONSAE_STATUS_STOPPED` if the model was destroyed;
+ * `KRONSAE_STATUS_INTERNAL` if the device fails; `KRONSAE_STATUS_INVALID_ARGUMENT`.
+ *
+ * Threads: any number at once. Waits for the device; not while a stream is being captured in a graph.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_device_sae_create(const struct kronsae_sae *sae,
+                                         const struct kronsae_device_options *options,
+                                         struct kronsae_device_sae **out,
+                                         struct kronsae_error **error);
+
+/**
+ * Frees a model on its device. NULL is allowed. May come before or after `kronsae_sae_destroy`.
+ *
+ * Threads: one, when no other uses it any more and all work that was enqueued with it is done.
+ *
+ * Since 0.1.0.
+ */
+void kronsae_device_sae_destroy(struct kronsae_device_sae *device_sae);
+
+/**
+ * Bytes of workspace that `kronsae_encode_cuda` needs for batches of up to `rows` rows of `dtype`. It also decides how the
+ * products of such batches are computed, so that encoding them need not.
+ *
+ * The workspace grows with the rows up to those of a tile (see kronsae_device_options), and with no more. One workspace
+ * serves one stream at a time.
+ *
+ * bytes: receives the size; the workspace must start at a multiple of 256, as all that cudaMalloc gives does.
+ *
+ * Errors: `KRONSAE_STATUS_UNSUPPORTED`, also if the library was built without CUDA; `KRONSAE_STATUS_STOPPED` if the model
+ * was destroyed; `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_INVALID_ARGUMENT`.
+ *
+ * Threads: any number at once. Does not touch the device.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_encode_cuda_workspace(const struct kronsae_device_sae *device_sae,
+                                             size_t rows,
+                                             kronsae_dtype dtype,
+                                             size_t *bytes,
+                                             struct kronsae_error **error);
+
+/**
+ * Enqueues the encoding of a batch on the caller's stream: activations [rows, d_model] in the device's memory to the latents
+ * of each row there. It allocates nothing and waits for nothing.
+ *
+ * Selection is exact on the pre-activations that the device computed, in the order of kronsae_latents. Results are the same
+ * for the same shape, device and library versions. They are not, bit for bit, those of `kronsae_encode`, nor those of
+ * another batch size: products are summed in another order.
+ *
+ * activations: data is an address on the device, of any alignment; rows that start at multiples of 16 bytes and have the
+ * dtype of the computation (see kronsae_compute) are read in place, others are converted first. latents: the caller's
+ * buffers on the device; those of the first activations->rows rows are written, when the stream gets there. workspace,
+ * workspace_bytes: as `kronsae_encode_cuda_workspace` asks for. stream: a cudaStream_t (or CUstream) of that device's primary
+ * context; NULL is the default stream.
+ *
+ * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if d_model is not the model's, a capacity is below k (TopK), the workspace
+ * is too small, or the stream is of another device: nothing was enqueued then. `KRONSAE_STATUS_UNSUPPORTED`, also if the
+ * library was built without CUDA; `KRONSAE_STATUS_STOPPED` if the model was destroyed; `KRONSAE_STATUS_FORKED`;
+ * `KRONSAE_STATUS_INTERNAL` if the device fails: what is written is unspecified then. A failure of what was enqueued shows
+ * where the caller waits for the stream.
+ *
+ * Graphs: may be captured, after one call with as many rows outside of a capture; buffers, workspace and the model on its
+ * device must then live as long as the graph is launched.
+ *
+ * Threads: any number at once, with buffers and a workspace each.
+ *
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_encode_cuda(const struct kronsae_device_sae *device_sae,
+                                   const struct kronsae_activations *activations,
+                                   const struct kronsae_device_latents *latents,
+                                   void *workspace,
+                                   size_t workspace_bytes,
+                                   void *stream,
+                                   struct kronsae_error **error);
 
 /**
  * Makes a monitor without sites, and starts its workers, which sleep until a tap is fed.

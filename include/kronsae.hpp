@@ -407,6 +407,53 @@ private:
     detail::Owned<kronsae_encoder, kronsae_encoder_destroy> handle_;
 };
 
+// How a model is put on a CUDA device: the options of the C header, with their starting values.
+struct DeviceOptions : kronsae_device_options {
+    DeviceOptions() noexcept : kronsae_device_options KRONSAE_DEVICE_OPTIONS_INIT {}
+};
+// Buffers for latents in a device's memory, with their starting values. They are the caller's.
+struct DeviceLatents : kronsae_device_latents {
+    DeviceLatents() noexcept : kronsae_device_latents KRONSAE_DEVICE_LATENTS_INIT {}
+};
+
+// A model's encoder in the memory of a CUDA device. All methods are const: any number of threads and streams may use one
+// at once. A library that was built without CUDA answers KRONSAE_STATUS_UNSUPPORTED.
+class DeviceSae {
+public:
+    static Result<DeviceSae> create(const Sae& sae, const DeviceOptions& options = {}) noexcept {
+        kronsae_device_sae* handle = nullptr;
+        kronsae_error* error = nullptr;
+        kronsae_device_sae_create(sae.get(), &options, &handle, &error);
+        if (handle == nullptr) return Error(error);
+        return DeviceSae(handle);
+    }
+
+    // Bytes of workspace that batches of up to `rows` rows need. See kronsae_encode_cuda_workspace.
+    Result<std::size_t> workspace(std::size_t rows, kronsae_dtype dtype) const noexcept {
+        std::size_t bytes = 0;
+        kronsae_error* error = nullptr;
+        if (kronsae_encode_cuda_workspace(handle_.get(), rows, dtype, &bytes, &error) != KRONSAE_STATUS_OK) {
+            return Error(error);
+        }
+        return bytes;
+    }
+
+    // Enqueues the encoding of a batch in the device's memory on `stream`, a cudaStream_t. See kronsae_encode_cuda.
+    Error encode(const kronsae_activations& activations, const kronsae_device_latents& latents, void* workspace,
+                 std::size_t workspace_bytes, void* stream) const noexcept {
+        kronsae_error* error = nullptr;
+        kronsae_encode_cuda(handle_.get(), &activations, &latents, workspace, workspace_bytes, stream, &error);
+        return Error(error);
+    }
+
+    const kronsae_device_sae* get() const noexcept { return handle_.get(); }
+
+private:
+    explicit DeviceSae(kronsae_device_sae* handle) noexcept : handle_(handle) {}
+
+    detail::Owned<kronsae_device_sae, kronsae_device_sae_destroy> handle_;
+};
+
 // What a call of the host's has to say of each row it submits: request, position, token, KRONSAE_TOKEN_* flags.
 using TokenTag = kronsae_token_tag;
 using Event = kronsae_event;

@@ -410,3 +410,100 @@ fn memory_is_freed_and_copies_ahead_arrive() {
     drop(memory);
     assert_eq!(device.allocated(), 0);
 }
+
+/// The C functions: the same results, and what they refuse.
+#[test]
+#[ignore = "needs the library of emulated kernels: cargo xtask test --only cuda-encode"]
+fn the_c_interface() {
+    use kronsae::capi::cuda::{
+        kronsae_device_latents, kronsae_device_options, kronsae_device_sae_create, kronsae_device_sae_destroy,
+        kronsae_encode_cuda, kronsae_encode_cuda_workspace,
+    };
+    use kronsae::capi::sae::{kronsae_sae_destroy, kronsae_sae_open};
+    use kronsae::capi::views::kronsae_activations;
+    use std::ptr::{null, null_mut};
+
+    let device = device();
+    let mut random = Rng(21);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let encoder = Encoder::Kron { heads: 30, base: 2, extension: 3 };
+    let (d, k, rows) = (12, 9, 5);
+    common::write_random_model(&path, encoder, d, Selection::TopK(k), Dtype::F32, &mut random);
+    let sae = Sae::open(&path).unwrap();
+    let mut values = vec![0.0; rows * d];
+    values.fill_with(|| random.unit());
+    let batch = Batch::new(&values, Dtype::F32, d, d * 4);
+
+    let c_path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    let (mut model, mut handle) = (null_mut(), null_mut());
+    // SAFETY: the C functions are called as the header asks, or with what they are to refuse.
+    unsafe {
+        assert_eq!(kronsae_sae_open(c_path.as_ptr(), null(), &raw mut model, null_mut()), 0);
+        let mut options = kronsae_device_options { struct_size: 16, device: 0, compute: 3, tile_rows: 4 };
+        assert_eq!(kronsae_device_sae_create(model, &raw const options, &raw mut handle, null_mut()), 1);
+        options.compute = 1;
+        assert_eq!(kronsae_device_sae_create(model, &raw const options, &raw mut handle, null_mut()), 0);
+        let mut needed = 0;
+        assert_eq!(kronsae_encode_cuda_workspace(handle, rows, 4, &raw mut needed, null_mut()), 1);
+        assert_eq!(kronsae_encode_cuda_workspace(handle, rows, 1, &raw mut needed, null_mut()), 0);
+
+        let x = device.allocate(batch.bytes.len(), "x").unwrap();
+        device.upload(&x, 0, &batch.bytes).unwrap();
+        let workspace = device.allocate(needed, "workspace").unwrap();
+        let buffer = |bytes: usize| device.allocate(bytes, "latents").unwrap();
+        let (counts, indices, values) = (buffer(rows * 4), buffer(rows * k * 4), buffer(rows * k * 4));
+        let at = |memory: &DeviceMemory| std::ptr::with_exposed_provenance_mut::<u32>(memory.address() as usize);
+        let activations = kronsae_activations {
+            struct_size: size_of::<kronsae_activations>() as u32,
+            dtype: 1,
+            data: at(&x).cast(),
+            rows,
+            d_model: d,
+            row_stride: 0,
+        };
+        let latents = kronsae_device_latents {
+            struct_size: size_of::<kronsae_device_latents>() as u32,
+            reserved: 0,
+            rows,
+            capacity: k,
+            counts: at(&counts),
+            indices: at(&indices),
+            values: at(&values).cast(),
+            active: null_mut(),
+            row_flags: null_mut(),
+            skipped_rows: null_mut(),
+        };
+        let encode = |x: kronsae_activations, to: kronsae_device_latents, bytes: usize| {
+            let workspace = at(&workspace).cast();
+            kronsae_encode_cuda(handle, &raw const x, &raw const to, workspace, bytes, null_mut(), null_mut())
+        };
+        for refused in [
+            encode(kronsae_activations { rows: rows + 1, ..activations }, latents, needed),
+            encode(kronsae_activations { dtype: 9, ..activations }, latents, needed),
+            encode(activations, kronsae_device_latents { capacity: k - 1, ..latents }, needed),
+            encode(activations, kronsae_device_latents { reserved: 1, ..latents }, needed),
+            encode(activations, kronsae_device_latents { counts: null_mut(), ..latents }, needed),
+            encode(activations, kronsae_device_latents { values: latents.indices.cast(), ..latents }, needed),
+            encode(activations, kronsae_device_latents { indices: at(&x), ..latents }, needed),
+            encode(activations, latents, needed - 1),
+        ] {
+            assert_eq!(refused, 1, "KRONSAE_STATUS_INVALID_ARGUMENT");
+        }
+        assert_eq!(encode(activations, latents, needed), 0);
+        let mut expected = Latents::new(rows, k).unwrap();
+        let mut through_rust = DeviceEncoder::new(Arc::new(upload(&device, &sae, Compute::F32, 4)));
+        through_rust.encode(batch.view(), &mut expected.as_mut()).unwrap();
+        let (counts, indices, values) = (words(&*device, &counts), words(&*device, &indices), words(&*device, &values));
+        for row in 0..rows {
+            let range = row * k..row * k + counts[row] as usize;
+            assert_eq!(&indices[range.clone()], expected.row(row).0);
+            let bits: Vec<u32> = expected.row(row).1.iter().map(|v| v.to_bits()).collect();
+            assert_eq!(values[range], bits);
+        }
+        // The model goes first: what was made of it refuses, and can still be destroyed.
+        kronsae_sae_destroy(model);
+        assert_eq!(encode(activations, latents, needed), 6, "KRONSAE_STATUS_STOPPED");
+        kronsae_device_sae_destroy(handle);
+    }
+}

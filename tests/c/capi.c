@@ -360,6 +360,27 @@ static void open_bytes(const char *path) {
     kronsae_error_destroy(error);
 }
 
+/* A library that was built without CUDA has the functions, and they say so. */
+static void without_cuda(const kronsae_sae *sae) {
+    kronsae_device_options options = KRONSAE_DEVICE_OPTIONS_INIT;
+    kronsae_device_latents latents = KRONSAE_DEVICE_LATENTS_INIT;
+    kronsae_activations x = view_of(&tokens[0][0], ROWS, D);
+    kronsae_device_sae *device = (kronsae_device_sae *)&options;
+    kronsae_error *error = NULL;
+    size_t bytes = 7;
+    REFUSED(kronsae_device_sae_create(sae, &options, &device, &error), KRONSAE_STATUS_UNSUPPORTED,
+            "built without CUDA; encode on the CPU (kronsae_encode)");
+    CHECK(device == NULL);
+    REFUSED(kronsae_encode_cuda_workspace(device, ROWS, KRONSAE_DTYPE_F32, &bytes, &error), KRONSAE_STATUS_UNSUPPORTED,
+            "built without CUDA");
+    CHECK(bytes == 7);
+    REFUSED(kronsae_encode_cuda(device, &x, &latents, NULL, 0, NULL, &error), KRONSAE_STATUS_UNSUPPORTED,
+            "kronsae_encode_cuda: ");
+    CHECK(kronsae_encode_cuda(NULL, NULL, NULL, NULL, 0, NULL, NULL) == KRONSAE_STATUS_UNSUPPORTED);
+    REFUSED(kronsae_device_sae_create(sae, &options, NULL, &error), KRONSAE_STATUS_INVALID_ARGUMENT, "out is null");
+    kronsae_device_sae_destroy(device);
+}
+
 static void count_log(void *user_data, kronsae_log_level level, const char *message) {
     if (level == KRONSAE_LOG_INFO && strstr(message, "opened") != NULL) ++*(int *)user_data;
 }
@@ -396,6 +417,7 @@ int main(int argc, char **argv) {
     encode_topk(encoder);
     decode(sae, encoder);
     steer(sae);
+    without_cuda(sae);
     kronsae_encoder_destroy(encoder);
     kronsae_sae_destroy(sae);
     encode_threshold(argv[2]);

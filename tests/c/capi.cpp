@@ -40,6 +40,15 @@ void encode_decode_steer(const kronsae::Sae& sae, kronsae::Encoder& encoder) {
     CHECK(out[7] == 1.0f && out[kWidth + 7] == 1.0f && out[0] == 12.5f);
 }
 
+// A library that was built without CUDA says so.
+void without_cuda(const kronsae::Sae& sae) {
+    const auto device = kronsae::DeviceSae::create(sae);
+    CHECK(!device && device.error().status() == KRONSAE_STATUS_UNSUPPORTED);
+    CHECK(std::strstr(device.error().message(), "built without CUDA") != nullptr);
+    const auto create = [&sae] { return kronsae::DeviceSae::create(sae, kronsae::DeviceOptions()); };
+    static_assert(std::is_same_v<decltype(create()), kronsae::Result<kronsae::DeviceSae>>);
+}
+
 #if defined(KRONSAE_HAS_SPAN)
 void spans(const kronsae::Sae& sae, kronsae::Encoder& encoder) {
     kronsae::Latents latents(2, sae.info().capacity);
@@ -177,6 +186,7 @@ int main(int argc, char** argv) {
         auto encoder = kronsae::Encoder::create(*sae, 2);
         CHECK(bool(encoder));
         encode_decode_steer(*sae, *encoder);
+        without_cuda(*sae);
 #if defined(KRONSAE_HAS_SPAN)
         spans(*sae, *encoder);
 #endif

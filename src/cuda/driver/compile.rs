@@ -33,7 +33,8 @@ impl Architecture {
 
 /// Options besides the architecture. Products and roots are written with the intrinsics that round once; nothing flushes
 /// denormals.
-const OPTIONS: [&str; 3] = ["--std=c++17", "--ftz=false", "--prec-sqrt=true"];
+/// NVRTC takes generic lambdas for host functions unless told that all is for the device.
+const OPTIONS: [&str; 4] = ["--std=c++17", "--ftz=false", "--prec-sqrt=true", "-default-device"];
 
 fn failed(doing: &str, result: nvrtcResult) -> Error {
     // SAFETY: it returns a constant C string for any number.
