@@ -160,11 +160,10 @@ impl Batches {
             let skipped = good.iter().filter(|good| !**good).count();
             if skipped > 0 {
                 // The good close up.
-                let mut to = filled.rows;
-                for (i, _) in good.iter().enumerate().filter(|(_, good)| **good) {
-                    let start = (filled.rows + i) * row_bytes;
+                let good = good.iter().enumerate().filter(|(_, good)| **good);
+                for (to, (from, _)) in (filled.rows..).zip(good) {
+                    let start = (filled.rows + from) * row_bytes;
                     out.copy_within(start..start + row_bytes, to * row_bytes);
-                    to += 1;
                 }
             }
             filled.rows += count - skipped;

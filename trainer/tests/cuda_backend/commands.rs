@@ -4,6 +4,7 @@ use crate::common::{library, turn};
 use kronsae::cuda::EMULATION;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 #[path = "../fixtures/mod.rs"]
 mod fixtures;
@@ -46,30 +47,37 @@ fn a_run_killed_and_resumed_has_the_same_model() {
     for precision in ["f32", "bf16"] {
         let options = ["--backend", "cuda", "--precision", precision];
         let whole = folder.path().join(format!("{precision}-whole"));
-        let started = std::time::Instant::now();
         let output = train(&shards, &whole, &options).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let duration = started.elapsed();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(said.contains("cuda (kernels emulated on the CPU"), "{said}");
 
         let killed = folder.path().join(format!("{precision}-killed"));
-        let mut kills = 0;
-        for attempt in 0..20 {
+        let newest = || {
+            let entries = std::fs::read_dir(killed.join("checkpoints")).into_iter().flatten().flatten();
+            entries.map(|entry| entry.file_name()).filter(|name| !name.to_string_lossy().contains("tmp")).max()
+        };
+        let kills = 4;
+        for attempt in 0..=kills {
             let mut command = train(&shards, &killed, &options);
             if attempt > 0 {
                 command.arg("--resume");
             }
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            std::thread::sleep(duration.mul_f64(0.3 + 0.1 * f64::from(attempt)));
-            if child.try_wait().unwrap().is_some_and(|status| status.success()) {
+            if attempt == kills {
+                assert!(child.wait().unwrap().success());
                 break;
             }
+            // A little after the next checkpoint: in the middle of a step, or of writing.
+            let before = newest();
+            while newest() == before {
+                assert!(child.try_wait().unwrap().is_none(), "{precision}: it ended before it could be killed");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            std::thread::sleep(Duration::from_millis(7 * attempt));
             child.kill().unwrap();
             child.wait().unwrap();
-            kills += 1;
         }
-        assert!(kills >= 2, "the run was too quick to be killed: {kills} kills");
         assert!(model(&whole) == model(&killed), "{precision}: a run killed {kills} times has another model file");
     }
 }
