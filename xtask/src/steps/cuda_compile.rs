@@ -57,12 +57,15 @@ pub(super) fn tests(root: &Path) -> Report {
 }
 
 fn find_nvcc() -> Result<PathBuf, String> {
-    let named = std::env::var_os("NVCC").filter(|named| !named.is_empty()).map(PathBuf::from);
+    // NVCC is also what a build looks for to embed kernels; the first is for those who want the test alone.
+    let named =
+        ["KRONSAE_NVCC", "NVCC"].iter().find_map(|name| std::env::var_os(name).filter(|named| !named.is_empty()));
+    let named = named.map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = || std::env::split_paths(&path).map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file());
     named
         .or_else(on_path)
-        .ok_or_else(|| "nvcc 13.0 (set NVCC to the nvcc of the Python package nvidia-cuda-nvcc)".to_owned())
+        .ok_or_else(|| "nvcc 13.0 (set KRONSAE_NVCC to the nvcc of the Python package nvidia-cuda-nvcc)".to_owned())
 }
 
 /// Compiles for one architecture and judges what ptxas says.
