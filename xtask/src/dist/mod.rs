@@ -51,8 +51,7 @@ fn build(root: &Path) -> Result<Packed, String> {
     abi::complete(root)?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
     let work = target.join("package");
-    let built = shipped(root, &target.join("shipped"), &["--package", "kronsae", "--lib"])?;
-    shipped(root, &target.join("shipped"), &["--package", "kronsae-trainer", "--bin", "kronsae"])?;
+    let built = library(root)?;
     let bare_built =
         shipped(root, &target.join("without-live"), &["--package", "kronsae", "--lib", "--no-default-features"])?;
 
@@ -94,13 +93,15 @@ fn build(root: &Path) -> Result<Packed, String> {
     Ok(Packed { name, tarball, debian })
 }
 
-/// The folder with `libkronsae.so` as it is shipped.
+/// The folder with `libkronsae.so` and the program as they are shipped. Built together: apart, their dependencies have other
+/// features, and each would make cargo link the other anew.
 ///
 /// # Errors
 /// zig is missing; the build's output.
 pub(crate) fn library(root: &Path) -> Result<PathBuf, String> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
-    shipped(root, &target.join("shipped"), &["--package", "kronsae", "--lib"])
+    let both = ["--package", "kronsae", "--package", "kronsae-trainer", "--lib", "--bin", "kronsae"];
+    shipped(root, &target.join("shipped"), &both)
 }
 
 /// Builds something for packages, in a folder apart from what is built for this machine alone; returns where it lies.
