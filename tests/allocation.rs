@@ -109,11 +109,12 @@ fn encoding_allocates_nothing_and_never_a_row_of_latents_for_each_token() {
                 }
 
                 // A tile of tokens, its pre-activations, and some per thread that does not grow with the batch. The
-                // largest of these shapes would need 16 MB for 256 tokens by F; a dense tile is 64 x F by definition.
-                let tile = 64 * (D + shape.rows()) * 4;
+                // largest of these shapes would need 16 MB for 256 tokens by F; a dense tile is its tokens x F by definition.
+                let tokens = if path == EncodePath::Plain { 48 } else { 128 };
+                let tile = tokens * (D + shape.rows()) * 4;
                 let per_thread = 24 * shape.rows() + 64 * 1024;
                 // Screened: the int8 copies, upper bounds and lists of rows for a tile, its tokens in 8 and 16 bits.
-                let screening = if copy > 0 { copy + 64 * (8 * shape.rows() + 8 * D + 2048) } else { 0 };
+                let screening = if copy > 0 { copy + tokens * (8 * shape.rows() + 8 * D + 2048) } else { 0 };
                 assert_eq!(copy > 0, path == EncodePath::Screened, "{what}");
                 let bound = tile + threads * per_thread + screening;
                 assert!(workspace + first_peak <= bound, "{what}: {workspace} + {first_peak} bytes, bound {bound}");

@@ -151,10 +151,11 @@ impl Encoder {
             selectors.push(Selector::new(config.encoder, config.selection, threshold, isa)?);
         }
         // Very wide encoders take fewer tokens at a time, so that the workspace stays within some 32 MB.
-        let tile_tokens = ((8 << 20) / rows).clamp(6, TILE_TOKENS);
+        let most_screened = path.most_screened(&sae, isa);
+        let most_tokens = if most_screened == 0 { PLAIN_TOKENS } else { TILE_TOKENS };
+        let tile_tokens = ((8 << 20) / rows).clamp(6, most_tokens);
         let x = Aligned::zeroed(tile_tokens * padded(config.d_model), "the encoder's tokens")?;
         let y = Aligned::zeroed(tile_tokens * y_stride(rows), "the encoder's pre-activations")?;
-        let most_screened = path.most_screened(&sae, isa);
         let screener = match most_screened {
             0 => None,
             _ => Screener::new(&sae, isa, &mut pool, tile_tokens, path == EncodePath::Fast)?,
