@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const HELP: &str = "\
 Runs every test as named steps and ends with a table of seconds.
 
-  cargo xtask test                 all steps but those marked in the list, which run by name alone
+  cargo xtask test                 all steps
   cargo xtask test --quick         without the slow ones; under 5 minutes
   cargo xtask test --only STEP     one step (may be repeated)
   cargo xtask test --list          the steps
@@ -139,9 +139,6 @@ const STEPS: &[Step] = &[
     check("fuzz-targets", "the fuzz targets still compile", false, rust::fuzz_targets),
 ];
 
-/// Steps that run by name alone (`--only`): they build a server of somebody else for many minutes.
-const BY_NAME: [&str; 1] = ["llama"];
-
 fn header_is_fresh(_root: &Path) -> Result<(), String> {
     header::verify()
 }
@@ -177,7 +174,7 @@ pub(crate) fn test(root: &Path, options: &[&str]) -> Result<bool, String> {
     }
     let ci = ci();
     let chosen = |step: &&Step| match only.is_empty() {
-        true => (step.quick || !quick) && !BY_NAME.contains(&step.name),
+        true => step.quick || !quick,
         false => only.contains(&step.name),
     };
     let mut done = Vec::new();
@@ -245,7 +242,6 @@ fn list() -> String {
     let mut text = String::new();
     for step in STEPS {
         let slow = match step.quick {
-            _ if BY_NAME.contains(&step.name) => " (by name alone, with --only)",
             true => "",
             false => " (not with --quick)",
         };
@@ -340,7 +336,6 @@ mod tests {
     fn step_names_are_unique() {
         let mut names: Vec<_> = STEPS.iter().map(|step| step.name).collect();
         names.sort_unstable();
-        assert!(BY_NAME.iter().all(|name| names.contains(name)));
         assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
     }
 
