@@ -1334,6 +1334,7 @@ kronsae_status kronsae_steer(const struct kronsae_sae *sae,
  *
  * Threads: any number at once. Waits for the device; not while a stream is being captured in a graph.
  *
+ * Unstable: it was tested over emulated kernels and never on a device.
  * Since 0.1.0.
  */
 kronsae_status kronsae_device_sae_create(const struct kronsae_sae *sae,
@@ -1346,6 +1347,7 @@ kronsae_status kronsae_device_sae_create(const struct kronsae_sae *sae,
  *
  * Threads: one, when no other uses it any more and all work that was enqueued with it is done.
  *
+ * Unstable: it was tested over emulated kernels and never on a device.
  * Since 0.1.0.
  */
 void kronsae_device_sae_destroy(struct kronsae_device_sae *device_sae);
@@ -1364,6 +1366,7 @@ void kronsae_device_sae_destroy(struct kronsae_device_sae *device_sae);
  *
  * Threads: any number at once. Does not touch the device.
  *
+ * Unstable: it was tested over emulated kernels and never on a device.
  * Since 0.1.0.
  */
 kronsae_status kronsae_encode_cuda_workspace(const struct kronsae_device_sae *device_sae,
@@ -1397,6 +1400,7 @@ kronsae_status kronsae_encode_cuda_workspace(const struct kronsae_device_sae *de
  *
  * Threads: any number at once, with buffers and a workspace each.
  *
+ * Unstable: it was tested over emulated kernels and never on a device.
  * Since 0.1.0.
  */
 kronsae_status kronsae_encode_cuda(const struct kronsae_device_sae *device_sae,

@@ -266,6 +266,7 @@ impl Handle for kronsae_device_sae {
 ///
 /// Threads: any number at once. Waits for the device; not while a stream is being captured in a graph.
 ///
+/// Unstable: it was tested over emulated kernels and never on a device.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kronsae_device_sae_create(
@@ -294,6 +295,7 @@ pub unsafe extern "C" fn kronsae_device_sae_create(
 ///
 /// Threads: one, when no other uses it any more and all work that was enqueued with it is done.
 ///
+/// Unstable: it was tested over emulated kernels and never on a device.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kronsae_device_sae_destroy(device_sae: *mut kronsae_device_sae) {
@@ -314,6 +316,7 @@ pub unsafe extern "C" fn kronsae_device_sae_destroy(device_sae: *mut kronsae_dev
 ///
 /// Threads: any number at once. Does not touch the device.
 ///
+/// Unstable: it was tested over emulated kernels and never on a device.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kronsae_encode_cuda_workspace(
@@ -358,6 +361,7 @@ pub unsafe extern "C" fn kronsae_encode_cuda_workspace(
 ///
 /// Threads: any number at once, with buffers and a workspace each.
 ///
+/// Unstable: it was tested over emulated kernels and never on a device.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kronsae_encode_cuda(
