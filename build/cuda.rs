@@ -90,8 +90,12 @@ fn list(folder: &Path, image: Option<&PathBuf>) -> std::io::Result<String> {
     }
     headers.sort();
     let kernels = std::fs::read_to_string(folder.join("kernels.def"))?;
-    let kernels =
-        kernels.lines().filter_map(|line| line.trim().strip_prefix("KERNEL(")?.split(')').next()).collect::<Vec<_>>();
+    let named = |macro_name: &str| {
+        let name = |line: &'_ str| {
+            line.trim().strip_prefix(macro_name)?.strip_prefix('(')?.split(')').next().map(str::to_owned)
+        };
+        kernels.lines().filter_map(name).collect::<Vec<_>>()
+    };
     let source = folder.join("kronsae.cu");
     let mut text = String::new();
     let mut add = |line: String| writeln!(text, "{line}").map_err(std::io::Error::other);
@@ -102,7 +106,8 @@ fn list(folder: &Path, image: Option<&PathBuf>) -> std::io::Result<String> {
         add(format!("    ({name:?}, include_str!({header:?})),"))?;
     }
     add("];".to_owned())?;
-    add(format!("pub(super) const KERNELS: &[&str] = &{kernels:?};"))?;
+    add(format!("pub(super) const ENCODE_KERNELS: &[&str] = &{:?};", named("KERNEL")))?;
+    add(format!("pub(super) const TRAINING_KERNELS: &[&str] = &{:?};", named("TRAINING_KERNEL")))?;
     match image {
         Some(image) => {
             // The driver reads its numbers in place.

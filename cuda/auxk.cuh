@@ -43,7 +43,8 @@
 //     const Numbers* numbers;
 //     const u32* halt;             null ok
 //     u32* revived;                device scalar out: how many rows were
-//     u32 stride, reserved;
+//     u32 stride;
+//     u32 moment_bytes;            of encoder's and decoder's moments: 4, f32, or 2, bf16
 #ifndef KRONSAE_AUXK_CUH
 #define KRONSAE_AUXK_CUH
 #include "row.cuh"
@@ -64,7 +65,7 @@ struct Revival {
     const Numbers* numbers;
     const u32* halt;
     u32* revived;
-    u32 stride, reserved;
+    u32 stride, moment_bytes;
 };
 
 static_assert(sizeof(Revival) == 184, "as the host lays it out");
@@ -160,6 +161,16 @@ static __device__ __forceinline__ u32 to_revive(const Revival& r) {
     return min(*r.dead_count, *r.eligible);
 }
 
+static __device__ __forceinline__ void clear_moments(const Weights& of, u64 element, u32 bytes) {
+    if (bytes == sizeof(u16)) {
+        static_cast<u16*>(of.first)[element] = 0;
+        static_cast<u16*>(of.second)[element] = 0;
+    } else {
+        static_cast<float*>(of.first)[element] = 0.0f;
+        static_cast<float*>(of.second)[element] = 0.0f;
+    }
+}
+
 template <typename T> __device__ __forceinline__ void revive_rows(const Shape& s, const Revival& r) {
     const u32 count = to_revive(r);
     const u32 first = blockIdx.x * warps_in_block() + warp_id(), step = gridDim.x * warps_in_block();
@@ -179,15 +190,13 @@ template <typename T> __device__ __forceinline__ void revive_rows(const Shape& s
         for (u32 c = lane_id(); c < r.stride; c += 32) {
             const float value = (float)((double)to_float(residual[c]) * factor);
             r.encoder.value[at + c] = value;
-            r.encoder.first[at + c] = 0.0f;
-            r.encoder.second[at + c] = 0.0f;
+            clear_moments(r.encoder, at + c, r.moment_bytes);
             if (r.encoder.copy) static_cast<T*>(r.encoder.copy)[at + c] = from_float<T>(value);
         }
         if (lane_id() == 0) {
             r.bias.value[row] = 0.0f;
             if (r.bias.copy) static_cast<T*>(r.bias.copy)[row] = from_float<T>(0.0f);
-            r.bias.first[row] = 0.0f;
-            r.bias.second[row] = 0.0f;
+            clear_moments(r.bias, row, sizeof(float));
             r.positive_at[row] = r.numbers->tokens_after;
         }
     }
@@ -239,8 +248,7 @@ template <typename T> __device__ __forceinline__ void revive_decoder(const Shape
         for (u32 c = lane_id(); c < r.stride; c += 32) {
             const float value = (float)((double)__fadd_rn(row_a[c], row_b[c]) / norm);
             r.decoder.value[at + c] = value;
-            r.decoder.first[at + c] = 0.0f;
-            r.decoder.second[at + c] = 0.0f;
+            clear_moments(r.decoder, at + c, r.moment_bytes);
             if (r.decoder.copy) static_cast<T*>(r.decoder.copy)[at + c] = from_float<T>(value);
         }
     }

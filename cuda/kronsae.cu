@@ -12,9 +12,11 @@
 #include "common.cuh"
 #include "convert.cuh"
 #include "select.cuh"
+#ifndef KRONSAE_ENCODE_ONLY // for the library, which compiles its kernels when it first needs them
 #include "input.cuh"
 #include "decode.cuh"
 #include "sort.cuh"
 #include "sums.cuh"
 #include "update.cuh"
 #include "auxk.cuh"
+#endif

@@ -4,7 +4,7 @@
 // Structs are passed by value and laid out as C lays them out (Rust: #[repr(C)], pointers as u64). All pointers are
 // device pointers; every struct's size is a multiple of 8.
 //
-//   Numbers   40 bytes, in DEVICE memory: the host writes it before each step, so that a captured graph stays valid.
+//   Numbers   48 bytes, in DEVICE memory: the host writes it before each step, so that a captured graph stays valid.
 //   Weights   32 bytes: a parameter, Adam's moments, and its copy in T.
 //   ByRow     64 bytes: what touched each row (sort.cuh makes it).
 #ifndef KRONSAE_ROW_CUH
@@ -19,14 +19,17 @@ struct Numbers {
     float clip;             // norm to clip each parameter's gradient to; 0: no clipping
     u64 tokens_before; // trained on before this step
     u64 tokens_after;  // and after it
+    u32 seed;          // of moments' rounding, where they are bf16
+    u32 reserved;
 };
 
-// A parameter, [rows, stride] in f32, with its moments. `copy` is what the other kernels read, in T; null where T is
+// A parameter, [rows, stride] in f32, with its moments: of the encoder's and decoder's weights f32 or bf16, of all others
+// f32. `copy` is what the other kernels read, in T; null where T is
 // f32 and they read `value` itself.
 struct Weights {
     float* value;
-    float* first;
-    float* second;
+    void* first;
+    void* second;
     void* copy;
 };
 
@@ -53,7 +56,7 @@ constexpr u32 HOT = 512;
 // The most latents of a token.
 constexpr u32 MOST_LATENTS = 512;
 
-static_assert(sizeof(Numbers) == 40 && sizeof(Weights) == 32 && sizeof(ByRow) == 64, "as the host lays them out");
+static_assert(sizeof(Numbers) == 48 && sizeof(Weights) == 32 && sizeof(ByRow) == 64, "as the host lays them out");
 
 // 16 bytes, moved as one.
 struct alignas(16) Words {
@@ -147,6 +150,73 @@ __device__ __forceinline__ void store_copy(__nv_bfloat16* row, u32 quad, const f
         u32 word[2];
     };
     reinterpret_cast<Half*>(row)[quad] = {{bf16_pair(from[0], from[1]), bf16_pair(from[2], from[3])}};
+}
+
+// Bits to round an element's two moments by, 16 each, as trainer/src/backend/moments.rs has them: a function of step,
+// parameter and element alone.
+__device__ __forceinline__ u32 mix(u32 x) {
+    x ^= x >> 16;
+    x *= 0x21F0AAADu;
+    x ^= x >> 15;
+    x *= 0x735A2D97u;
+    return x ^ x >> 15;
+}
+
+__device__ __forceinline__ u32 moment_seed(u32 step_seed, u32 parameter) {
+    return mix(step_seed ^ (parameter + 1) * 0x9E3779B9u);
+}
+
+// bf16 in the upper half: up with probability `bits` / 65536 of what is cut off, so that it is right on average. bf16 moves
+// in steps of 1/256 or 1/128, a second moment by less than 1/1000: rounded to nearest it would stand still.
+__device__ __forceinline__ u32 round_at_random(float value, u32 bits) {
+    return (__float_as_uint(value) + bits) & 0xFFFF0000u;
+}
+
+// Two moments of four elements of a row, which are read and written once a step.
+__device__ __forceinline__ void load_moments(const float* row, u32 quad, float (&to)[4]) { load_stream(row, quad, to); }
+
+__device__ __forceinline__ void load_moments(const __nv_bfloat16* row, u32 quad, float (&to)[4]) {
+#if defined(__CUDA_ARCH__)
+    const uint2 from = __ldcs(reinterpret_cast<const uint2*>(row) + quad);
+    const u32 word[2] = {from.x, from.y};
+#else
+    const u32* const word = reinterpret_cast<const u32*>(row) + 2 * quad;
+#endif
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+        to[2 * i] = __uint_as_float(word[i] << 16);
+        to[2 * i + 1] = __uint_as_float(word[i] & 0xFFFF0000u);
+    }
+}
+
+// `element` is the number of the first of the four in its parameter.
+__device__ __forceinline__ void store_moments(float* first, float* second, u32 quad, const float (&m)[4],
+                                              const float (&v)[4], u32 seed, u32 element) {
+    (void)seed, (void)element;
+    store_stream(first, quad, m);
+    store_stream(second, quad, v);
+}
+
+__device__ __forceinline__ void store_moments(__nv_bfloat16* first, __nv_bfloat16* second, u32 quad, const float (&m)[4],
+                                              const float (&v)[4], u32 seed, u32 element) {
+    u32 of_first[4], of_second[4];
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        const u32 bits = mix(seed + element + i);
+        of_first[i] = round_at_random(m[i], bits & 0xFFFFu);
+        of_second[i] = round_at_random(v[i], bits >> 16);
+    }
+    const auto store = [&](__nv_bfloat16* row, const u32 (&of)[4]) {
+        const u32 low = of[0] >> 16 | of[1], high = of[2] >> 16 | of[3];
+#if defined(__CUDA_ARCH__)
+        __stcs(reinterpret_cast<uint2*>(row) + quad, make_uint2(low, high));
+#else
+        u32* const to = reinterpret_cast<u32*>(row) + 2 * quad;
+        to[0] = low, to[1] = high;
+#endif
+    };
+    store(first, of_first);
+    store(second, of_second);
 }
 
 // Asks for the 128 bytes at `address`, which are read soon.

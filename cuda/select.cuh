@@ -343,7 +343,14 @@ static __device__ __forceinline__ void select_dead(const Shape& s, const T* y, u
         u32* indices, float* values, u32 capacity, u32* active, u8* flags, u32* skipped, const float* maxima) {        \
         const Selection to = {k, mode, theta, thetas, counts, indices, values, capacity, active, flags, skipped};      \
         select_from_maxima(s, y, ldy, tokens, to, maxima);                                                             \
-    }                                                                                                                  \
+    }
+
+KRONSAE_SELECT_KERNELS(float, f32)
+KRONSAE_SELECT_KERNELS(__nv_bfloat16, bf16)
+#undef KRONSAE_SELECT_KERNELS
+
+#ifndef KRONSAE_ENCODE_ONLY
+#define KRONSAE_SELECT_DEAD(T, suffix)                                                                                \
     extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_select_dead_##suffix(                   \
         Shape s, const T* y, u32 ldy, u32 tokens, const u32* dead, const u32* dead_count, u32 k_aux, u32* counts,      \
         u32* indices, float* values, u32 capacity) {                                                                   \
@@ -352,7 +359,9 @@ static __device__ __forceinline__ void select_dead(const Shape& s, const T* y, u
         select_dead(s, y, ldy, tokens, dead, dead_count, to);                                                          \
     }
 
-KRONSAE_SELECT_KERNELS(float, f32)
-KRONSAE_SELECT_KERNELS(__nv_bfloat16, bf16)
+KRONSAE_SELECT_DEAD(float, f32)
+KRONSAE_SELECT_DEAD(__nv_bfloat16, bf16)
+#undef KRONSAE_SELECT_DEAD
+#endif
 
 #endif

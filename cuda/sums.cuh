@@ -112,9 +112,11 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_up
             u.gradient[column] = gradient;
             continue;
         }
-        float b = u.weight.value[column], m = u.weight.first[column], v = u.weight.second[column];
+        float* const first = static_cast<float*>(u.weight.first);
+        float* const second = static_cast<float*>(u.weight.second);
+        float b = u.weight.value[column], m = first[column], v = second[column];
         adam(numbers, b, m, v, __fmul_rn(gradient, factor));
-        u.weight.value[column] = b, u.weight.first[column] = m, u.weight.second[column] = v;
+        u.weight.value[column] = b, first[column] = m, second[column] = v;
     }
 }
 

@@ -9,7 +9,9 @@
 //     No dynamic shared memory.
 //
 // kronsae_update_rows_{f32,bf16}(RowUpdate u)
-//     Gradient, Adam, copy of each row; of its bias too. struct RowUpdate (280 bytes):
+// kronsae_update_rows_{f32,bf16}_moments_bf16(RowUpdate u)
+//     Gradient, Adam, copy of each row; of its bias too. The weight's moments are f32, or bf16 that is rounded at random
+//     (row.cuh); the bias's are f32. struct RowUpdate (280 bytes):
 //     ByRow main;                  encoder: source = x; decoder: source = residual
 //     ByRow aux;                   AuxK's part: a second list, summed after the first; encoder: source = x, decoder:
 //                                  aux_residual
@@ -30,7 +32,7 @@
 //     u32 rows, stride;
 //     u32 project;                 1, the decoder's: the gradient loses its part along the row, and the row is set to
 //                                  norm 1
-//     u32 reserved;
+//     u32 parameter;               of the weight, for its moments' rounding: 0 encoder, 1 decoder
 //     Any grid (blocks take rows in turn), best as many blocks as fit the device, about 16 a multiprocessor; block a
 //     multiple of 32, best round_up(stride * sizeof(T) / 16, 32). Dynamic shared memory: 11 * stride bytes (stride <=
 //     20,480).
@@ -38,7 +40,8 @@
 // Every result has the same bits for every grid and block. Long rows: the sorted pairs are cut at multiples of 512,
 // and a row of more than 512 is summed as the sums of its parts, in order: what is a part depends on the pairs alone.
 //
-// Bytes per element of a row: value and moments read and written once, 24, the copy written, sizeof(T); as 16 bytes a
+// Bytes per element of a row: value and moments read and written once, 24 (16 with moments in bf16), the copy written,
+// sizeof(T); as 16 bytes a
 // lane of consecutive addresses, 512 a warp, marked as passing so that x and the residual (38 MB at B = 8192, d =
 // 2304, bf16) stay in L2. Per pair: sizeof(T) * stride of `source` (512 consecutive bytes a warp, mostly from L2), 12
 // bytes of lists; pairs of one token and row that are neighbours are merged first, so that wide heads do not read x
@@ -61,7 +64,7 @@ struct RowUpdate {
     float* value_squares;
     float* gradient;
     float* bias_gradient;
-    u32 rows, stride, project, reserved;
+    u32 rows, stride, project, parameter;
 };
 
 static_assert(sizeof(RowUpdate) == 280, "as the host lays it out");
@@ -179,7 +182,8 @@ __device__ __forceinline__ void hot_rows(const ByRow& list, u32 rows, u32 stride
     }
 }
 
-template <typename T>
+// M: the type of the weight's moments.
+template <typename T, typename M>
 __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
     constexpr u32 WIDTH = Piece<T>::WIDTH;
     const u32 stride = u.stride, quads = stride / 4;
@@ -194,6 +198,9 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
     const bool aux = u.aux_gate && *u.aux_gate != 0;
     const Numbers numbers = *u.numbers;
     const float factor = u.factors ? u.factors[0] : 1.0f;
+    M* const first = static_cast<M*>(u.weight.first);
+    M* const second = static_cast<M*>(u.weight.second);
+    const u32 seed = moment_seed(numbers.seed, u.parameter);
 
     for (u32 row = blockIdx.x; row < u.rows; row += gridDim.x) {
         const u64 at = u64(row) * stride;
@@ -201,8 +208,11 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
         if (!capture) {
             for (u32 line = threadIdx.x; line * 32 < stride; line += blockDim.x) {
                 prefetch(u.weight.value + at + line * 32);
-                prefetch(u.weight.first + at + line * 32);
-                prefetch(u.weight.second + at + line * 32);
+                // A line of moments in bf16 is 64 elements.
+                if (sizeof(M) == 4 || line % 2 == 0) {
+                    prefetch(first + at + line * 32);
+                    prefetch(second + at + line * 32);
+                }
             }
         }
         for (u32 base = threadIdx.x - lane; base < stride / WIDTH; base += blockDim.x) {
@@ -223,9 +233,11 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
                 if (capture) {
                     if (u.bias_gradient) u.bias_gradient[row] = coefficients;
                 } else if (u.bias.value) {
-                    float b = u.bias.value[row], m = u.bias.first[row], v = u.bias.second[row];
+                    float* const bias_first = static_cast<float*>(u.bias.first);
+                    float* const bias_second = static_cast<float*>(u.bias.second);
+                    float b = u.bias.value[row], m = bias_first[row], v = bias_second[row];
                     adam(numbers, b, m, v, __fmul_rn(coefficients, u.factors ? u.factors[1] : 1.0f));
-                    u.bias.value[row] = b, u.bias.first[row] = m, u.bias.second[row] = v;
+                    u.bias.value[row] = b, bias_first[row] = m, bias_second[row] = v;
                     if (u.bias.copy) static_cast<T*>(u.bias.copy)[row] = from_float<T>(b);
                 }
             }
@@ -255,8 +267,8 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
         if (!capture) {
             for (u32 quad = threadIdx.x; quad < quads; quad += blockDim.x) {
                 float w[4], g[4], m[4], v[4], length = 0.0f;
-                load_stream(u.weight.first + at, quad, m);
-                load_stream(u.weight.second + at, quad, v);
+                load_moments(first + at, quad, m);
+                load_moments(second + at, quad, v);
                 load_piece<float>(value, quad, w);
                 load_piece<float>(gradient, quad, g);
 #pragma unroll
@@ -266,8 +278,7 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
                     length = __fmaf_rn(w[c], w[c], length);
                 }
                 store_piece<float>(value, quad, w);
-                store_stream(u.weight.first + at, quad, m);
-                store_stream(u.weight.second + at, quad, v);
+                store_moments(first + at, second + at, quad, m, v, seed, u32(at) + 4 * quad);
                 lengths[quad] = length;
                 if (!u.project) {
                     store_stream(u.weight.value + at, quad, w);
@@ -307,7 +318,12 @@ __device__ __forceinline__ void update_rows(const RowUpdate& u, float* shared) {
     } \
     extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) kronsae_update_rows_##SUFFIX(RowUpdate u) { \
         KRONSAE_DYNAMIC_SHARED(block_shared); \
-        update_rows<T>(u, reinterpret_cast<float*>(block_shared)); \
+        update_rows<T, float>(u, reinterpret_cast<float*>(block_shared)); \
+    } \
+    extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1) \
+        kronsae_update_rows_##SUFFIX##_moments_bf16(RowUpdate u) { \
+        KRONSAE_DYNAMIC_SHARED(block_shared); \
+        update_rows<T, __nv_bfloat16>(u, reinterpret_cast<float*>(block_shared)); \
     }
 
 KRONSAE_UPDATE(float, f32)

@@ -48,10 +48,12 @@ template <class... A> Kernel entry(const char* name, void (*kernel)(A...)) {
 const std::vector<Kernel>& kernels() {
     static const std::vector<Kernel> all = {
 #define KERNEL(name) entry(#name, name),
+#define TRAINING_KERNEL(name) KERNEL(name)
 #include "../kernels.def"
 #ifdef KRONSAE_EMULATE_FAULTS
 #include "faults.def"
 #endif
+#undef TRAINING_KERNEL
 #undef KERNEL
     };
     return all;

@@ -1,6 +1,6 @@
 //! What a training run is told: flags and a TOML file with the same names, merged over defaults.
 
-use crate::backend::{Precision, choose};
+use crate::backend::{Moments, Precision, choose};
 use clap::{Args, ValueEnum};
 use kronsae::sae::Encoder;
 use kronsae::{Dtype, Error, Result};
@@ -39,6 +39,32 @@ pub enum PrecisionChoice {
     F32,
     /// CPU: latents are chosen by bf16 products; their values and all gradients are f32. GPU: products, gathered rows and residuals are bf16, with sums, weights and moments in f32.
     Bf16,
+}
+
+/// How Adam's two moments of encoder and decoder weights are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MomentsChoice {
+    /// In f32.
+    F32,
+    /// In bf16, rounded at random by step and element, so that runs repeat: less memory and traffic on a GPU, none less on a CPU.
+    Bf16,
+}
+
+impl MomentsChoice {
+    fn moments(self) -> Moments {
+        match self {
+            MomentsChoice::F32 => Moments::F32,
+            MomentsChoice::Bf16 => Moments::Bf16,
+        }
+    }
+
+    fn of(moments: Moments) -> Self {
+        match moments {
+            Moments::F32 => MomentsChoice::F32,
+            Moments::Bf16 => MomentsChoice::Bf16,
+        }
+    }
 }
 
 /// Element type of the weights in the model file.
@@ -146,6 +172,9 @@ pub struct TrainArgs {
     /// How pre-activations are computed; results depend on it, and a resumed run keeps it [default: auto]
     #[arg(long, value_enum, help_heading = "Running")]
     pub precision: Option<PrecisionChoice>,
+    /// How Adam's moments are kept; results depend on it, and a resumed run keeps it [default: f32]
+    #[arg(long, value_enum, help_heading = "Running")]
+    pub moments: Option<MomentsChoice>,
     /// Steps between checkpoints [default: 1000]
     #[arg(long, value_name = "STEPS", help_heading = "Running")]
     pub checkpoint_every: Option<u64>,
@@ -184,7 +213,7 @@ impl TrainArgs {
         }
         merge!(over over under: hold_out, shuffle_window, encoder, heads, base, extension, latents, k, dtype, tokens, batch,
             lr, lr_end, warmup, seed, auxk, auxk_k, dead_after, revive_rows, clip_previous_step, threads, backend,
-            precision, checkpoint_every, eval_every, log_every)
+            precision, moments, checkpoint_every, eval_every, log_every)
     }
 
     /// Reads a TOML file of settings.
@@ -279,6 +308,7 @@ impl TrainArgs {
                 self.backend.unwrap_or(BackendKind::Auto),
                 self.precision.unwrap_or(PrecisionChoice::Auto),
             )?,
+            moments: self.moments.unwrap_or(MomentsChoice::F32).moments(),
             checkpoint_every: interval(positive("checkpoint-every", self.checkpoint_every.unwrap_or(1000))?),
             eval_every: interval(self.eval_every.unwrap_or((steps / 10).max(1))),
             log_every: interval(positive("log-every", self.log_every.unwrap_or(10))?),
@@ -337,6 +367,8 @@ pub struct Settings {
     pub backend: BackendKind,
     /// How pre-activations are computed.
     pub precision: Precision,
+    /// How Adam's moments are kept.
+    pub moments: Moments,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
     /// Steps between evaluations; 0: only the last.
@@ -351,7 +383,7 @@ impl Settings {
     #[must_use]
     pub fn identity(&self) -> String {
         format!(
-            "{:?} d{} k{} {:?} steps{} batch{} lr{} end{} warmup{} seed{} auxk{}x{} dead{} revive{} clip{} window{} {:?}",
+            "{:?} d{} k{} {:?} steps{} batch{} lr{} end{} warmup{} seed{} auxk{}x{} dead{} revive{} clip{} window{} {:?}{}",
             self.encoder,
             self.d_model,
             self.k,
@@ -368,7 +400,12 @@ impl Settings {
             self.revive_rows,
             self.clip,
             self.shuffle_window,
-            self.precision
+            self.precision,
+            // Said only where it is not f32: runs from before there was a choice can be resumed.
+            match self.moments {
+                Moments::F32 => "",
+                Moments::Bf16 => " moments bf16",
+            }
         )
     }
 
@@ -399,6 +436,7 @@ impl Settings {
                 Precision::F32 => PrecisionChoice::F32,
                 Precision::Bf16 => PrecisionChoice::Bf16,
             }),
+            moments: Some(MomentsChoice::of(self.moments)),
             checkpoint_every: Some(self.checkpoint_every),
             eval_every: Some(self.eval_every),
             log_every: Some(self.log_every),

@@ -3,7 +3,7 @@
 use kronsae::Aligned;
 use kronsae::sae::Encoder;
 use kronsae_trainer::backend::cpu::CpuBackend;
-use kronsae_trainer::backend::{AuxK, Backend, Precision, StepInput, StepSettings, TrainState};
+use kronsae_trainer::backend::{AuxK, Backend, Moments, Precision, StepInput, StepSettings, TrainState};
 use kronsae_trainer::random::Stream;
 
 const D: usize = 16;
@@ -19,6 +19,7 @@ fn settings(auxk: bool, revive_rows: bool) -> StepSettings {
         mand_epsilon: 1e-6,
         betas: (0.9, 0.999),
         adam_epsilon: 1e-8,
+        moments: Moments::F32,
         clip: None,
     }
 }

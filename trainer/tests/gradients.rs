@@ -3,7 +3,7 @@
 
 use kronsae::sae::Encoder;
 use kronsae_trainer::backend::cpu::CpuBackend;
-use kronsae_trainer::backend::{AuxK, Precision, StepInput, StepSettings, TrainState};
+use kronsae_trainer::backend::{AuxK, Moments, Precision, StepInput, StepSettings, TrainState};
 use kronsae_trainer::random::Stream;
 
 const D: usize = 11;
@@ -21,6 +21,7 @@ fn settings(auxk: bool, epsilon: f32) -> StepSettings {
         mand_epsilon: epsilon,
         betas: (0.9, 0.999),
         adam_epsilon: 1e-8,
+        moments: Moments::F32,
         clip: None,
     }
 }

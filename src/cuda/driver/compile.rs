@@ -1,5 +1,6 @@
 //! The kernels compiled on this machine, by NVRTC, from the source that was built in.
 
+use super::Purpose;
 use super::libraries;
 use super::sources::{HEADERS, SOURCE};
 use crate::error::{Error, Result, Status};
@@ -58,12 +59,12 @@ pub(super) struct Compiler {
 }
 
 impl Compiler {
-    /// The compiler for an architecture: of machine code if it knows the architecture, of PTX of the newest one that it
+    /// The compiler of the kernels that `purpose` needs, for an architecture: of machine code if it knows the architecture, of PTX of the newest one that it
     /// knows, where the device is newer.
     ///
     /// # Errors
     /// [`Status::Unsupported`], saying what is missing.
-    pub(super) fn open(architecture: Architecture) -> Result<Self> {
+    pub(super) fn open(architecture: Architecture, purpose: Purpose) -> Result<Self> {
         let version = libraries::nvrtc()?;
         let known = known_architectures()?;
         let (target, machine_code) = if known.contains(&architecture.number()) {
@@ -84,6 +85,9 @@ impl Compiler {
         };
         let mut options = vec![format!("--gpu-architecture={target}")];
         options.extend(OPTIONS.map(str::to_owned));
+        if purpose == Purpose::Encode {
+            options.push("--define-macro=KRONSAE_ENCODE_ONLY".to_owned());
+        }
         Ok(Compiler { version, options, machine_code })
     }
 
@@ -203,7 +207,7 @@ impl Program {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sources::KERNELS;
+    use super::super::sources::{ENCODE_KERNELS, TRAINING_KERNELS};
     use super::*;
 
     /// With NVIDIA's own compiler, and no header but those that were built in.
@@ -212,16 +216,27 @@ mod tests {
     fn every_kernel_compiles_for_every_architecture() {
         let holds = |image: &[u8], text: &str| image.windows(text.len()).any(|part| part == text.as_bytes());
         for capability in [(8, 0), (9, 0), (10, 0)] {
-            let compiler = Compiler::open(Architecture::of(capability)).unwrap();
-            assert!(compiler.machine_code, "{capability:?}");
-            let image = compiler.compile().unwrap();
-            assert!(image.starts_with(b"\x7FELF"), "{capability:?}");
-            for kernel in KERNELS {
-                assert!(holds(&image, kernel), "{capability:?} has no {kernel}");
+            for purpose in [Purpose::Encode, Purpose::Train] {
+                let compiler = Compiler::open(Architecture::of(capability), purpose).unwrap();
+                assert!(compiler.machine_code, "{capability:?}");
+                let started = std::time::Instant::now();
+                let image = compiler.compile().unwrap();
+                println!("{capability:?} {purpose:?}: {:.1} s, {} bytes", started.elapsed().as_secs_f64(), image.len());
+                assert!(image.starts_with(b"\x7FELF"), "{capability:?}");
+                for kernel in ENCODE_KERNELS {
+                    assert!(holds(&image, kernel), "{capability:?}, {purpose:?} has no {kernel}");
+                }
+                for kernel in TRAINING_KERNELS {
+                    assert_eq!(
+                        holds(&image, kernel),
+                        purpose == Purpose::Train,
+                        "{capability:?}, {purpose:?}: {kernel}"
+                    );
+                }
             }
         }
         // A device that is newer than the compiler gets PTX, which the driver translates.
-        let compiler = Compiler::open(Architecture::of((99, 0))).unwrap();
+        let compiler = Compiler::open(Architecture::of((99, 0)), Purpose::Encode).unwrap();
         assert!(!compiler.machine_code);
         let text = compiler.compile().unwrap();
         assert!(holds(&text, ".version") && text.ends_with(&[0]));

@@ -25,6 +25,14 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+/// What a device is opened for, and so which kernels it needs: where they must be compiled, those of encoding alone take
+/// two thirds of the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Encode,
+    Train,
+}
+
 /// A GPU.
 pub struct CudaDevice {
     // Dropped in this order: what lies in the context before the context.
@@ -98,17 +106,22 @@ impl CudaDevice {
     /// device, a device that is new enough, cuBLASLt, or kernels (nvcc at build time, or libnvrtc).
     /// [`Status::OutOfMemory`]; [`Status::Internal`] if the device fails.
     pub fn open(ordinal: u32) -> Result<Self> {
+        Self::open_for(ordinal, Purpose::Train)
+    }
+
+    fn open_for(ordinal: u32, purpose: Purpose) -> Result<Self> {
         libraries::driver()?;
         let context = Arc::new(Context::open(ordinal)?);
         libraries::cublaslt().map_err(|error| error.within(&format!("device {ordinal}, {}", context.name)))?;
         let current = context.enter()?;
-        let kernels = Kernels::load(&context)?;
+        let kernels = Kernels::load(&context, purpose)?;
         let products = Products::new(&context)?;
         drop(current);
         Ok(CudaDevice { products, workspace: Mutex::default(), kernels, capturing: AtomicBool::new(false), context })
     }
 
-    /// The device that others in this process opened, or else a new one: kernels are loaded once.
+    /// The device that others in this process opened by this function, or else a new one, with the kernels of encoding
+    /// alone: they are loaded once.
     ///
     /// # Errors
     /// As [`CudaDevice::open`].
@@ -121,7 +134,7 @@ impl CudaDevice {
         if let Some(device) = found {
             return Ok(device);
         }
-        let device = Arc::new(Self::open(ordinal)?);
+        let device = Arc::new(Self::open_for(ordinal, Purpose::Encode)?);
         open.push(Arc::downgrade(&device));
         Ok(device)
     }

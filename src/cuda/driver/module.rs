@@ -1,9 +1,10 @@
 //! The kernels on a device: from what was built in, where nvcc was there when this was built, else compiled here.
 
+use super::Purpose;
 use super::cache;
 use super::compile::{Architecture, Compiler};
 use super::context::{Context, check};
-use super::sources::{IMAGE, KERNELS};
+use super::sources::{ENCODE_KERNELS, IMAGE, TRAINING_KERNELS};
 use crate::cuda::device::Kernel;
 use crate::error::{Error, Result, Status};
 use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUmodule};
@@ -26,7 +27,7 @@ impl Drop for Loaded {
     }
 }
 
-/// All kernels, found and ready: launching one looks nothing up at the driver, which may not be possible while capturing.
+/// The kernels of a purpose, found and ready: launching one looks nothing up at the driver, which may not be possible while capturing.
 pub(super) struct Kernels {
     functions: HashMap<&'static str, CUfunction>,
     /// Held for its drop.
@@ -47,8 +48,8 @@ fn load_image(context: &Arc<Context>, image: &[u8]) -> Result<Loaded> {
 }
 
 /// What NVRTC makes, from the disk if it was made before.
-fn load_compiled(context: &Arc<Context>) -> Result<Loaded> {
-    let compiler = Compiler::open(Architecture::of(context.capability))?;
+fn load_compiled(context: &Arc<Context>, purpose: Purpose) -> Result<Loaded> {
+    let compiler = Compiler::open(Architecture::of(context.capability), purpose)?;
     let parts = compiler.parts();
     let name = cache::name(&parts.iter().map(String::as_str).collect::<Vec<_>>());
     let folder = cache::folder();
@@ -66,8 +67,8 @@ fn load_compiled(context: &Arc<Context>) -> Result<Loaded> {
     Ok(module)
 }
 
-/// Of all kernels: those built in, if the driver takes them; else compiled.
-fn load(context: &Arc<Context>) -> Result<Loaded> {
+/// The kernels: those built in, which are all, if the driver takes them; else compiled.
+fn load(context: &Arc<Context>, purpose: Purpose) -> Result<Loaded> {
     let built_in = match IMAGE {
         Some(image) => match load_image(context, image) {
             Ok(module) => return Ok(module),
@@ -79,7 +80,7 @@ fn load(context: &Arc<Context>) -> Result<Loaded> {
         },
         None => "none were built in (there was no nvcc when this was built)".to_owned(),
     };
-    load_compiled(context).map_err(|error| {
+    load_compiled(context, purpose).map_err(|error| {
         Error::new(
             error.status(),
             format!(
@@ -92,11 +93,12 @@ fn load(context: &Arc<Context>) -> Result<Loaded> {
 }
 
 impl Kernels {
-    /// Loads all kernels. The context is current.
-    pub(super) fn load(context: &Arc<Context>) -> Result<Self> {
-        let module = load(context)?;
+    /// Loads the kernels that `purpose` needs. The context is current.
+    pub(super) fn load(context: &Arc<Context>, purpose: Purpose) -> Result<Self> {
+        let module = load(context, purpose)?;
         let mut functions = HashMap::new();
-        for &name in KERNELS {
+        let training = if purpose == Purpose::Train { TRAINING_KERNELS } else { &[] };
+        for &name in ENCODE_KERNELS.iter().chain(training) {
             let c_name = CString::new(name).map_err(|_| Error::invalid("a kernel's name has a NUL inside"))?;
             let mut function = std::ptr::null_mut();
             // SAFETY: a live module, a C string; it writes one handle.

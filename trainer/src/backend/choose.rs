@@ -23,6 +23,7 @@ pub fn step_settings(settings: &Settings) -> StepSettings {
         mand_epsilon: 1e-6,
         betas: (0.9, 0.999),
         adam_epsilon: 1e-8,
+        moments: settings.moments,
         clip: (settings.clip > 0.0).then_some(settings.clip as f32),
     }
 }

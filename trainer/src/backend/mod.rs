@@ -4,8 +4,10 @@ pub mod choose;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod moments;
 mod state;
 
+pub use moments::{Moments, seed_of_step as moment_seed};
 pub use state::{Parameter, TrainState};
 
 use kronsae::{Dtype, Result};
@@ -47,6 +49,8 @@ pub struct StepSettings {
     pub betas: (f32, f32),
     /// Adam's epsilon.
     pub adam_epsilon: f32,
+    /// How Adam's moments of the large parameters are kept.
+    pub moments: Moments,
     /// Clip each parameter's gradient to this norm, by the norm of the previous step; `None`: no clipping.
     pub clip: Option<f32>,
 }

@@ -4,7 +4,7 @@ use kronsae::Aligned;
 use kronsae::cuda::{Accumulate, Device, EMULATION, EmulatedDevice};
 use kronsae::sae::{Encoder, padded};
 use kronsae_trainer::backend::cuda::{CudaBackend, CudaOptions};
-use kronsae_trainer::backend::{AuxK, Precision, StepInput, StepSettings, TrainState};
+use kronsae_trainer::backend::{AuxK, Moments, Precision, StepInput, StepSettings, TrainState};
 use kronsae_trainer::random::Stream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -55,6 +55,7 @@ pub(crate) fn settings(k: usize, auxk: Option<usize>) -> StepSettings {
         mand_epsilon: 1e-6,
         betas: (0.9, 0.999),
         adam_epsilon: 1e-8,
+        moments: Moments::F32,
         clip: None,
     }
 }

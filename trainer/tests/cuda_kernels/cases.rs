@@ -4,7 +4,7 @@ use crate::emulator::Run;
 use crate::step::Problem;
 use kronsae::Aligned;
 use kronsae::sae::{Encoder, padded};
-use kronsae_trainer::backend::{AuxK, Precision, StepSettings, TrainState};
+use kronsae_trainer::backend::{AuxK, Moments, Precision, StepSettings, TrainState};
 use kronsae_trainer::random::Stream;
 
 /// A problem by its numbers.
@@ -138,6 +138,7 @@ impl Case {
             mand_epsilon: self.mand_epsilon,
             betas: (0.9, 0.999),
             adam_epsilon: 1e-8,
+            moments: Moments::F32,
             clip: self.clip,
         }
     }

@@ -6,7 +6,7 @@ use crate::emulator::{Buffer, Element, Emulator, Run, arguments};
 use crate::selection::{Lists, products, select, select_dead};
 use crate::structs::{BiasUpdate, ByRow, Numbers, Revival, RowUpdate, Shape, Weights};
 use kronsae::sae::{Encoder, padded};
-use kronsae_trainer::backend::{Parameter, StepSettings, TrainState};
+use kronsae_trainer::backend::{Moments, Parameter, StepSettings, TrainState, moment_seed};
 
 /// As in `cuda/row.cuh`: rows that more pairs touch are summed in parts.
 pub(crate) const HOT: usize = 512;
@@ -32,26 +32,29 @@ pub(crate) struct Resident<T> {
     pub(crate) first: Buffer<f32>,
     pub(crate) second: Buffer<f32>,
     pub(crate) copy: Buffer<T>,
+    /// Both moments in bf16, where they are kept so: `first` and `second` are not used then.
+    pub(crate) narrow: Option<[Buffer<half::bf16>; 2]>,
 }
 
 impl<T: Element> Resident<T> {
-    fn new(from: &Parameter) -> Self {
+    fn new(from: &Parameter, moments: Moments) -> Self {
+        let narrow = |values: &[f32]| Buffer::of(&values.iter().map(|&v| half::bf16::from_f32(v)).collect::<Vec<_>>());
         let copy: Vec<T> = from.value.iter().map(|&v| T::round(v)).collect();
         Resident {
             value: Buffer::of(&from.value),
             first: Buffer::of(&from.first),
             second: Buffer::of(&from.second),
             copy: Buffer::of(&copy),
+            narrow: (moments == Moments::Bf16).then(|| [narrow(&from.first), narrow(&from.second)]),
         }
     }
 
     fn weights(&self) -> Weights {
-        Weights {
-            value: self.value.address(),
-            first: self.first.address(),
-            second: self.second.address(),
-            copy: self.copy.address(),
-        }
+        let (first, second) = match &self.narrow {
+            Some([first, second]) => (first.address(), second.address()),
+            None => (self.first.address(), self.second.address()),
+        };
+        Weights { value: self.value.address(), first, second, copy: self.copy.address() }
     }
 }
 
@@ -115,6 +118,8 @@ pub(crate) fn numbers(problem: &Problem<'_>) -> Numbers {
         clip: clip.unwrap_or(0.0),
         tokens_before: problem.state.tokens,
         tokens_after: problem.state.tokens + problem.tokens as u64,
+        seed: moment_seed(problem.step),
+        reserved: 0,
     }
 }
 
@@ -128,7 +133,13 @@ pub(crate) fn step<T: Element>(emulator: &Emulator, run: Run, problem: &Problem<
     let slots_a_latent = if s.kind == 0 { 2 } else { 1 };
     let (n, d_stride) = (tokens as u32, stride as u32);
 
-    let parameters = state.parameters().map(|(_, parameter)| Resident::<T>::new(parameter));
+    let moments = settings.moments;
+    // Those of biases are f32 always.
+    let parameters = {
+        let [w, b, decoder, b_dec] = state.parameters().map(|(_, parameter)| parameter);
+        [(w, moments), (b, Moments::F32), (decoder, moments), (b_dec, Moments::F32)]
+            .map(|(parameter, moments)| Resident::<T>::new(parameter, moments))
+    };
     let [w, b, decoder, b_dec] = &parameters;
     let x = Buffer::of(&problem.x[..tokens * stride].iter().map(|&v| T::round(v)).collect::<Vec<_>>());
     let (y, ldy) = products::<T>(&x, w, b, rows, d, tokens);
@@ -264,6 +275,7 @@ pub(crate) fn step<T: Element>(emulator: &Emulator, run: Run, problem: &Problem<
         weight: decoder.weights(),
         factors: factors.address() + 8,
         project: 1,
+        parameter: 1,
         ..RowUpdate::default()
     };
     let mut aux_sorted = None;
@@ -308,8 +320,11 @@ pub(crate) fn step<T: Element>(emulator: &Emulator, run: Run, problem: &Problem<
         decoder_update.gradient = gradients[2].address();
         bias_update.gradient = gradients[3].address();
     }
-    device.typed::<T>("kronsae_update_rows", 11 * stride, arguments![encoder_update]);
-    device.typed::<T>("kronsae_update_rows", 11 * stride, arguments![decoder_update]);
+    for update in [encoder_update, decoder_update] {
+        let kernel =
+            format!("kronsae_update_rows_{}{}", T::NAME, if moments == Moments::Bf16 { "_moments_bf16" } else { "" });
+        device.emulator.launch(&kernel, device.run, 11 * stride, arguments![update]);
+    }
     device.typed::<T>("kronsae_column_sums", 0, arguments![residual.address(), n, d_stride, partial.address()]);
     device.launch("kronsae_update_decoder_bias", arguments![bias_update]);
 
@@ -384,7 +399,7 @@ pub(crate) fn step<T: Element>(emulator: &Emulator, run: Run, problem: &Problem<
             halt: halt.address(),
             revived: revived.address(),
             stride: d_stride,
-            reserved: 0,
+            moment_bytes: moments.bytes() as u32,
         };
         device.typed::<T>("kronsae_revive_rows", 0, arguments![s, revival]);
         device.typed::<T>("kronsae_revive_decoder", 0, arguments![s, revival]);

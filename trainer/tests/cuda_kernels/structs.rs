@@ -22,6 +22,8 @@ pub(crate) struct Numbers {
     pub(crate) clip: f32,
     pub(crate) tokens_before: u64,
     pub(crate) tokens_after: u64,
+    pub(crate) seed: u32,
+    pub(crate) reserved: u32,
 }
 
 #[repr(C)]
@@ -85,7 +87,7 @@ pub(crate) struct RowUpdate {
     pub(crate) rows: u32,
     pub(crate) stride: u32,
     pub(crate) project: u32,
-    pub(crate) reserved: u32,
+    pub(crate) parameter: u32,
 }
 
 #[repr(C)]
@@ -132,5 +134,5 @@ pub(crate) struct Revival {
     pub(crate) halt: u64,
     pub(crate) revived: u64,
     pub(crate) stride: u32,
-    pub(crate) reserved: u32,
+    pub(crate) moment_bytes: u32,
 }

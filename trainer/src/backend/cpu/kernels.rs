@@ -1,6 +1,7 @@
 //! The element-wise kernels of a step, compiled for each instruction set. All are lane-wise or sum in a fixed order, so
 //! their bits do not depend on which one runs.
 
+use crate::backend::moments::{random_bits, round};
 use kronsae::isa_fn;
 
 /// Adam's numbers for one step.
@@ -86,6 +87,18 @@ isa_fn! {
         if norm > 0.0 {
             let scale = norm.recip();
             value.iter_mut().for_each(|w| *w *= scale);
+        }
+    }
+}
+
+isa_fn! {
+    /// Rounds a row's moments to bf16, at random by `seed`, which is the step's of this parameter plus the number of the
+    /// row's first element.
+    pub(super) fn round_moments(seed: u32, first: &mut [f32], second: &mut [f32]) {
+        for ((element, m), v) in (0_u32..).zip(first).zip(second) {
+            let bits = random_bits(seed, element);
+            *m = round(*m, bits & 0xFFFF);
+            *v = round(*v, bits >> 16);
         }
     }
 }

@@ -13,7 +13,8 @@ mod pairs;
 mod revive;
 mod update;
 
-use super::{Backend, Batch, Precision, StepInput, StepSettings, StepStats, TrainState};
+use super::moments;
+use super::{Backend, Batch, Moments, Precision, StepInput, StepSettings, StepStats, TrainState};
 use forward::{Scratch, Sums, Token};
 use kronsae::sae::{Encoder, Selection};
 use kronsae::threads::{Divided, Pool};
@@ -338,7 +339,9 @@ impl Backend for CpuBackend {
             Some(clip) if norm > f64::from(clip) => (f64::from(clip) / norm) as f32,
             _ => 1.0,
         });
-        self.pass(input, &Sink::Adam { numbers, factors })
+        let seed = moments::seed_of_step(input.step);
+        let rounding = (settings.moments == Moments::Bf16).then(|| [0, 1].map(|of| moments::seed_of(seed, of)));
+        self.pass(input, &Sink::Adam { numbers, factors, rounding })
     }
 
     fn state(&mut self) -> Result<&TrainState> {

@@ -15,7 +15,8 @@ const CHUNK: usize = 32;
 /// What becomes of gradients.
 pub(super) enum Sink<'a> {
     /// Update the parameters; each parameter's gradient is multiplied by its factor first (1: no clipping).
-    Adam { numbers: Adam, factors: [f32; 4] },
+    /// `rounding`: seeds of encoder and decoder weights' moments, which are rounded to bf16.
+    Adam { numbers: Adam, factors: [f32; 4], rounding: Option<[u32; 2]> },
     /// Write them here, `[rows, stride]` as the parameters are: encoder weight, encoder bias, decoder weight, decoder bias.
     Capture([Divided<'a, f32>; 4]),
 }
@@ -103,11 +104,15 @@ pub(super) fn apply(
                         }
                         let range = latent * decoder.stride..(latent + 1) * decoder.stride;
                         match sink {
-                            Sink::Adam { numbers, factors } => {
+                            Sink::Adam { numbers, factors, rounding } => {
                                 scale(&mut gradient, factors[2]);
+                                let first = range.start;
                                 // SAFETY: each row belongs to one chunk, each chunk to one thread.
                                 let [w, m, v] = unsafe { decoder.slices(range) };
                                 kernels::decoder_row(isa, *numbers, w, m, v, &gradient);
+                                if let Some([_, seed]) = rounding {
+                                    kernels::round_moments(isa, seed.wrapping_add(first as u32), m, v);
+                                }
                             }
                             // SAFETY: as above.
                             Sink::Capture(to) => unsafe { to[2].slice(range) }.copy_from_slice(&gradient),
@@ -128,11 +133,15 @@ pub(super) fn apply(
                         }
                         let range = row * encoder.stride..(row + 1) * encoder.stride;
                         match sink {
-                            Sink::Adam { numbers, factors } => {
+                            Sink::Adam { numbers, factors, rounding } => {
                                 scale(&mut gradient, factors[0]);
+                                let first = range.start;
                                 // SAFETY: as above.
                                 let [w, m, v] = unsafe { encoder.slices(range) };
                                 kernels::adam_row(isa, *numbers, w, m, v, &gradient);
+                                if let Some([seed, _]) = rounding {
+                                    kernels::round_moments(isa, seed.wrapping_add(first as u32), m, v);
+                                }
                             }
                             // SAFETY: as above.
                             Sink::Capture(to) => unsafe { to[0].slice(range) }.copy_from_slice(&gradient),
@@ -140,7 +149,7 @@ pub(super) fn apply(
                     }
                     let biases = &mut biases[..range.len()];
                     match sink {
-                        Sink::Adam { numbers, factors } => {
+                        Sink::Adam { numbers, factors, .. } => {
                             scale(biases, factors[1]);
                             // SAFETY: as above.
                             let [w, m, v] = unsafe { bias.slices(range) };
@@ -160,7 +169,7 @@ pub(super) fn apply(
     let decoder_bias = gradients.decoder_bias;
     let bias_square = f64::from(kernels::square(isa, decoder_bias));
     match sink {
-        Sink::Adam { numbers, factors } => {
+        Sink::Adam { numbers, factors, .. } => {
             let mut gradient = decoder_bias.to_vec();
             scale(&mut gradient, factors[3]);
             let to = &mut state.decoder_bias;

@@ -18,6 +18,9 @@ pub(super) struct Numbers {
     pub(super) clip: f32,
     pub(super) tokens_before: u64,
     pub(super) tokens_after: u64,
+    /// Of moments' rounding.
+    pub(super) seed: u32,
+    pub(super) reserved: u32,
 }
 
 impl Numbers {
@@ -29,7 +32,8 @@ impl Numbers {
             *to = from.to_ne_bytes();
         }
         bytes[24..32].copy_from_slice(&self.tokens_before.to_ne_bytes());
-        bytes[32..].copy_from_slice(&self.tokens_after.to_ne_bytes());
+        bytes[32..40].copy_from_slice(&self.tokens_after.to_ne_bytes());
+        bytes[40..44].copy_from_slice(&self.seed.to_ne_bytes());
         bytes
     }
 }
@@ -99,7 +103,8 @@ pub(super) struct RowUpdate {
     pub(super) rows: u32,
     pub(super) stride: u32,
     pub(super) project: u32,
-    pub(super) reserved: u32,
+    /// 0 encoder, 1 decoder.
+    pub(super) parameter: u32,
 }
 
 /// The second stage of b_dec's gradient, and its update.
@@ -152,11 +157,12 @@ pub(super) struct Revival {
     pub(super) halt: Address,
     pub(super) revived: Address,
     pub(super) stride: u32,
-    pub(super) reserved: u32,
+    /// Of an element of encoder's and decoder's moments.
+    pub(super) moment_bytes: u32,
 }
 
 const _: () = {
-    assert!(size_of::<Numbers>() == 40 && size_of::<Weights>() == 32 && size_of::<ByRow>() == 64);
+    assert!(size_of::<Numbers>() == 48 && size_of::<Weights>() == 32 && size_of::<ByRow>() == 64);
     assert!(size_of::<SortPass>() == 96 && size_of::<RowUpdate>() == 280);
     assert!(size_of::<BiasUpdate>() == 88 && size_of::<SumLists>() == 128);
     assert!(size_of::<Revival>() == 184);

@@ -20,6 +20,7 @@ mod step;
 
 use super::cpu::DenseGradients;
 use super::cpu::kernels::Adam;
+use super::moments;
 use super::{Backend, Batch, Precision, StepInput, StepSettings, StepStats, TrainState};
 use crate::data::Normalisation;
 use abi::Numbers;
@@ -93,7 +94,7 @@ impl CudaBackend {
         let sizes = Sizes::new(state.encoder, state.d_model(), batch, options.chunk, &settings, element);
         refuse(&sizes, device.shared_bytes())?;
         Ok(CudaBackend {
-            state: DeviceState::new(&device, &state, element)?,
+            state: DeviceState::new(&device, &state, element, settings.moments)?,
             space: Space::new(&*device, &sizes)?,
             input: Input::new(&device),
             replay: if options.without_graph { Replay::Never } else { Replay::Cold },
@@ -200,6 +201,8 @@ impl CudaBackend {
             clip: self.settings.clip.unwrap_or(0.0),
             tokens_before: self.host.tokens,
             tokens_after: self.host.tokens + rows as u64,
+            seed: moments::seed_of_step(step),
+            reserved: 0,
         };
         self.device.upload(&self.space.numbers, 0, &numbers.to_bytes())
     }

@@ -2,12 +2,12 @@
 
 use super::abi::Weights;
 use super::bytes::{as_bytes, as_bytes_mut};
-use crate::backend::{Parameter, TrainState};
+use crate::backend::{Moments, Parameter, TrainState};
 use kronsae::Result;
 use kronsae::cuda::{Device, DeviceMemory, Element};
 use std::sync::Arc;
 
-/// Elements that are rounded at a time on their way to a copy.
+/// Elements that are rounded or widened at a time.
 const ROUNDED_AT_A_TIME: usize = 1 << 20;
 
 /// A parameter on the device: f32, its moments, and its copy in the element type where that is another.
@@ -15,42 +15,71 @@ pub(super) struct DeviceParameter {
     value: DeviceMemory,
     first: DeviceMemory,
     second: DeviceMemory,
+    moments: Moments,
     copy: Option<DeviceMemory>,
 }
 
+/// Memory that holds `values`.
+fn uploaded(device: &dyn Device, values: &[f32], what: &str) -> Result<DeviceMemory> {
+    let memory = device.allocate(size_of_val(values), what)?;
+    device.upload(&memory, 0, as_bytes(values))?;
+    Ok(memory)
+}
+
+/// Memory that holds `values` rounded to bf16.
+fn uploaded_bf16(device: &dyn Device, values: &[f32], what: &str) -> Result<DeviceMemory> {
+    let memory = device.allocate(values.len() * 2, what)?;
+    let mut rounded = Vec::new();
+    for (at, part) in values.chunks(ROUNDED_AT_A_TIME).enumerate() {
+        rounded.clear();
+        rounded.extend(part.iter().map(|&v| half::bf16::from_f32(v).to_bits()));
+        device.upload(&memory, at * ROUNDED_AT_A_TIME * 2, as_bytes(&rounded))?;
+    }
+    Ok(memory)
+}
+
+/// What `memory` holds in bf16, widened.
+fn download_bf16(device: &dyn Device, memory: &DeviceMemory, to: &mut [f32]) -> Result<()> {
+    let mut narrow = vec![0_u16; to.len().min(ROUNDED_AT_A_TIME)];
+    for (at, part) in to.chunks_mut(ROUNDED_AT_A_TIME).enumerate() {
+        let narrow = &mut narrow[..part.len()];
+        device.download(memory, at * ROUNDED_AT_A_TIME * 2, as_bytes_mut(narrow))?;
+        for (to, from) in part.iter_mut().zip(narrow) {
+            *to = half::bf16::from_bits(*from).to_f32();
+        }
+    }
+    Ok(())
+}
+
 impl DeviceParameter {
-    /// Uploads a parameter; with a copy if `copy` is not f32.
-    fn new(device: &dyn Device, from: &Parameter, copy: Element, what: &str) -> Result<Self> {
-        let upload = |values: &[f32]| -> Result<DeviceMemory> {
-            let memory = device.allocate(size_of_val(values), what)?;
-            device.upload(&memory, 0, as_bytes(values))?;
-            Ok(memory)
-        };
-        let copy = match copy {
-            Element::F32 => None,
-            Element::Bf16 => {
-                let memory = device.allocate(from.value.len() * 2, what)?;
-                let mut rounded = Vec::new();
-                for (at, part) in from.value.chunks(ROUNDED_AT_A_TIME).enumerate() {
-                    rounded.clear();
-                    rounded.extend(part.iter().map(|&v| half::bf16::from_f32(v).to_bits()));
-                    device.upload(&memory, at * ROUNDED_AT_A_TIME * 2, as_bytes(&rounded))?;
-                }
-                Some(memory)
-            }
+    /// Uploads a parameter; with a copy if `copy` is not f32. Moments in bf16 come back as they were uploaded if they had
+    /// been in bf16 before.
+    fn new(device: &dyn Device, from: &Parameter, copy: Element, moments: Moments, what: &str) -> Result<Self> {
+        let moment = |values: &[f32]| match moments {
+            Moments::F32 => uploaded(device, values, what),
+            Moments::Bf16 => uploaded_bf16(device, values, what),
         };
         Ok(DeviceParameter {
-            value: upload(&from.value)?,
-            first: upload(&from.first)?,
-            second: upload(&from.second)?,
-            copy,
+            value: uploaded(device, &from.value, what)?,
+            first: moment(&from.first)?,
+            second: moment(&from.second)?,
+            moments,
+            copy: match copy {
+                Element::F32 => None,
+                Element::Bf16 => Some(uploaded_bf16(device, &from.value, what)?),
+            },
         })
     }
 
     fn download(&self, device: &dyn Device, to: &mut Parameter) -> Result<()> {
         device.download(&self.value, 0, as_bytes_mut(&mut to.value))?;
-        device.download(&self.first, 0, as_bytes_mut(&mut to.first))?;
-        device.download(&self.second, 0, as_bytes_mut(&mut to.second))
+        for (from, to) in [(&self.first, &mut to.first), (&self.second, &mut to.second)] {
+            match self.moments {
+                Moments::F32 => device.download(from, 0, as_bytes_mut(to))?,
+                Moments::Bf16 => download_bf16(device, from, to)?,
+            }
+        }
+        Ok(())
     }
 
     /// As kernels take it.
@@ -99,7 +128,13 @@ pub(super) struct DeviceState {
 pub(super) const NORMS: usize = 5;
 
 impl DeviceState {
-    pub(super) fn new(device: &Arc<dyn Device>, state: &TrainState, element: Element) -> Result<Self> {
+    pub(super) fn new(
+        device: &Arc<dyn Device>,
+        state: &TrainState,
+        element: Element,
+        moments: Moments,
+    ) -> Result<Self> {
+        let parameter = DeviceParameter::new;
         let on = &**device;
         let counts = |from: &[u64], what: &str| -> Result<DeviceMemory> {
             let memory = on.allocate(size_of_val(from), what)?;
@@ -110,10 +145,10 @@ impl DeviceState {
         on.upload(&norms, 0, as_bytes(&state.gradient_norms))?;
         Ok(DeviceState {
             device: Arc::clone(device),
-            encoder: DeviceParameter::new(on, &state.encoder_weight, element, "the encoder")?,
-            encoder_bias: DeviceParameter::new(on, &state.encoder_bias, element, "the encoder's bias")?,
-            decoder: DeviceParameter::new(on, &state.decoder_weight, element, "the decoder")?,
-            decoder_bias: DeviceParameter::new(on, &state.decoder_bias, Element::F32, "the decoder's bias")?,
+            encoder: parameter(on, &state.encoder_weight, element, moments, "the encoder")?,
+            encoder_bias: parameter(on, &state.encoder_bias, element, Moments::F32, "the encoder's bias")?,
+            decoder: parameter(on, &state.decoder_weight, element, moments, "the decoder")?,
+            decoder_bias: parameter(on, &state.decoder_bias, Element::F32, Moments::F32, "the decoder's bias")?,
             fired_at: counts(&state.fired_at, "when latents fired")?,
             positive_at: counts(&state.positive_at, "when rows were positive")?,
             norms,

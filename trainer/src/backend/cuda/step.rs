@@ -1,11 +1,11 @@
 //! A whole step as a list of kernels, none of which needs the host: it can be captured in a graph and replayed.
 
 use super::abi::{Address, BiasUpdate, ByRow, Revival, RowUpdate, SUM_LISTS, SumLists};
-use super::launch::{Launcher, kernel, row_block};
+use super::launch::{Launcher, kernel, of, row_block};
 use super::parameters::{DeviceState, NORMS};
 use super::sort::Touched;
 use super::space::{Lists, Sizes, Space, found};
-use crate::backend::StepSettings;
+use crate::backend::{Moments, StepSettings};
 use kronsae::Result;
 use kronsae::cuda::{Arguments, DeviceMemory, Element, Kernel, Product, Selecting, Shape, selection_shared_bytes};
 
@@ -259,6 +259,7 @@ impl Step<'_> {
             gradient: capture.map_or(0, |c| c.parameters[2].address()),
             rows: self.sizes.encoder.latents() as u32,
             project: 1,
+            parameter: 1,
             ..self.update(main, aux)
         };
         self.update_rows(&update, tokens * space.main.k)
@@ -316,7 +317,13 @@ impl Step<'_> {
             self.on.start(kernel!(element, "hot_rows"), blocks, block, 0, &mut arguments)?;
         }
         let shared = 11 * self.stride();
-        self.on.start(kernel!(element, "update_rows"), update.rows, block, shared, Arguments::new().push(*update))
+        let kernel = match self.settings.moments {
+            Moments::F32 => kernel!(element, "update_rows"),
+            Moments::Bf16 => {
+                of(element, "kronsae_update_rows_f32_moments_bf16", "kronsae_update_rows_bf16_moments_bf16")
+            }
+        };
+        self.on.start(kernel, update.rows, block, shared, Arguments::new().push(*update))
     }
 
     fn update_decoder_bias(&self, tokens: usize, capture: Option<&Capture>) -> Result<()> {
@@ -394,7 +401,7 @@ impl Step<'_> {
             halt: space.found(found::NOT_FINITE),
             revived: space.found(found::REVIVED),
             stride: self.stride(),
-            reserved: 0,
+            moment_bytes: self.settings.moments.bytes() as u32,
         };
         let element: Element = self.sizes.element;
         let rows = (self.sizes.encoder.rows() as u32).div_ceil(8);

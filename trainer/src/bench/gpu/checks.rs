@@ -3,7 +3,7 @@
 use super::Check;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::{CudaBackend, CudaOptions};
-use crate::backend::{AuxK, Backend, Precision, StepInput, StepSettings, StepStats, TrainState};
+use crate::backend::{AuxK, Backend, Moments, Precision, StepInput, StepSettings, StepStats, TrainState};
 use crate::random::Stream;
 use kronsae::cuda::Device;
 use kronsae::sae::{Encoder, padded};
@@ -32,6 +32,7 @@ impl Problem {
             mand_epsilon: 1e-6,
             betas: (0.9, 0.999),
             adam_epsilon: 1e-8,
+            moments: Moments::F32,
             clip: None,
         };
         Problem { encoder, d, rows, steps, settings }

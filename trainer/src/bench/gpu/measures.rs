@@ -2,7 +2,7 @@
 
 use super::{Measure, Options, Report};
 use crate::backend::cuda::{CudaBackend, CudaOptions};
-use crate::backend::{AuxK, Batch, Precision, StepSettings, TrainState};
+use crate::backend::{AuxK, Batch, Moments, Precision, StepSettings, TrainState};
 use crate::bench::traffic::{Peaks, Step};
 use crate::random::Stream;
 use kronsae::cuda::{Device, Element, Product};
@@ -39,6 +39,7 @@ fn settings(step: &Step) -> StepSettings {
         mand_epsilon: 1e-6,
         betas: (0.9, 0.999),
         adam_epsilon: 1e-8,
+        moments: Moments::F32,
         clip: None,
     }
 }
