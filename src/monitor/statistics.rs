@@ -50,8 +50,8 @@ pub(crate) struct Statistics {
     half_life: f64,
     calibration_tokens: Option<f64>,
     tokens: AtomicU64,
-    /// Active latents, of all tokens.
-    active: AtomicU64,
+    /// Active latents of all tokens, after an even and after an odd number of them.
+    active: [AtomicU64; 2],
     /// L, in tokens.
     landmark: AtomicU64,
     /// Odd while weights are scaled.
@@ -96,7 +96,7 @@ impl Statistics {
             cells: cells.into_boxed_slice(),
             half_life,
             tokens: AtomicU64::new(0),
-            active: AtomicU64::new(0),
+            active: [AtomicU64::new(0), AtomicU64::new(0)],
             landmark: AtomicU64::new(0),
             scaling: AtomicU64::new(0),
         })
@@ -118,7 +118,9 @@ impl Statistics {
             add_f64(&cell.sum, f64::from(value));
             add_f64(&cell.weight, weight);
         }
-        add(&self.active, cells.len() as u64);
+        let active = self.active[(tokens - 1) as usize % 2].load(Ordering::Relaxed);
+        // Release: who sees this sees that the token before was published, see `l0`.
+        self.active[tokens as usize % 2].store(active + cells.len() as u64, Ordering::Release);
         self.tokens.store(tokens, Ordering::Release);
     }
 
@@ -171,9 +173,17 @@ impl Statistics {
 
     /// Mean number of active latents a token; 0 before the first.
     pub(crate) fn l0(&self) -> f64 {
-        match self.tokens() {
-            0 => 0.0,
-            tokens => self.active.load(Ordering::Relaxed) as f64 / tokens as f64,
+        loop {
+            let tokens = self.tokens();
+            if tokens == 0 {
+                return 0.0;
+            }
+            let active = self.active[tokens as usize % 2].load(Ordering::Acquire);
+            // The place is written again for the next token but one, after the next was published.
+            if self.tokens.load(Ordering::Relaxed) == tokens {
+                return active as f64 / tokens as f64;
+            }
+            std::hint::spin_loop();
         }
     }
 
