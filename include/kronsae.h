@@ -929,6 +929,12 @@ typedef struct kronsae_recorder_status {
 /** A bounded queue has no room at the moment; nothing was done, and it may be tried again. */
 #define KRONSAE_STATUS_FULL 11
 
+/**
+ * A GPU or its driver failed: it was lost, ran into an error of memory, or an earlier kernel did, whosever it was. What lies
+ * on the device is in doubt; the host's own data is not.
+ */
+#define KRONSAE_STATUS_DEVICE 12
+
 /** A bug inside the library was caught. */
 #define KRONSAE_LOG_ERROR 1
 
@@ -1330,7 +1336,7 @@ kronsae_status kronsae_steer(const struct kronsae_sae *sae,
  * the message names it: the driver, one that is new enough, a device, one that is new enough (Ampere), cuBLASLt, or kernels
  * (built in, or libnvrtc to compile them); or if the model selects more than 512 latents a row;
  * `KRONSAE_STATUS_OUT_OF_MEMORY`, also of the device's; `KRONSAE_STATUS_STOPPED` if the model was destroyed;
- * `KRONSAE_STATUS_INTERNAL` if the device fails; `KRONSAE_STATUS_INVALID_ARGUMENT`.
+ * `KRONSAE_STATUS_DEVICE` if the device fails; `KRONSAE_STATUS_INVALID_ARGUMENT`.
  *
  * Threads: any number at once. Waits for the device; not while a stream is being captured in a graph.
  *
@@ -1392,7 +1398,7 @@ kronsae_status kronsae_encode_cuda_workspace(const struct kronsae_device_sae *de
  * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if d_model is not the model's, a capacity is below k (TopK), the workspace
  * is too small, or the stream is of another device: nothing was enqueued then. `KRONSAE_STATUS_UNSUPPORTED`, also if the
  * library was built without CUDA; `KRONSAE_STATUS_STOPPED` if the model was destroyed; `KRONSAE_STATUS_FORKED`;
- * `KRONSAE_STATUS_INTERNAL` if the device fails: what is written is unspecified then. A failure of what was enqueued shows
+ * `KRONSAE_STATUS_DEVICE` if the device fails: what is written is unspecified then. A failure of what was enqueued shows
  * where the caller waits for the stream.
  *
  * Graphs: may be captured, after one call with as many rows outside of a capture; buffers, workspace and the model on its

@@ -32,6 +32,9 @@ pub enum Status {
     Timeout = 10,
     /// A bounded queue has no room at the moment; nothing was done, and it may be tried again.
     Full = 11,
+    /// A GPU or its driver failed: it was lost, ran into an error of memory, or an earlier kernel did, whosever it was. What
+    /// lies on the device is in doubt; the host's own data is not.
+    Device = 12,
 }
 
 impl Status {
@@ -51,6 +54,7 @@ impl Status {
             Status::Internal => "internal error",
             Status::Timeout => "timed out",
             Status::Full => "queue full",
+            Status::Device => "device error",
         }
     }
 }

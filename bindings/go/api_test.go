@@ -20,7 +20,7 @@ var enums = map[string]map[string]int{
 	"STATUS": {"OK": int(StatusOK), "INVALID_ARGUMENT": int(StatusInvalidArgument), "IO": int(StatusIO), "FORMAT": int(StatusFormat),
 		"UNSUPPORTED": int(StatusUnsupported), "OUT_OF_MEMORY": int(StatusOutOfMemory), "STOPPED": int(StatusStopped),
 		"POISONED": int(StatusPoisoned), "FORKED": int(StatusForked), "INTERNAL": int(StatusInternal),
-		"TIMEOUT": int(StatusTimeout), "FULL": int(StatusFull)},
+		"TIMEOUT": int(StatusTimeout), "FULL": int(StatusFull), "DEVICE": int(StatusDevice)},
 	"DTYPE":         {"F32": int(F32), "F16": int(F16), "BF16": int(BF16)},
 	"PATH":          {"AUTO": int(PathAuto), "PLAIN": int(PathPlain), "SCREENED": int(PathScreened), "FAST": int(PathFast)},
 	"ENCODER":       {"KRON": int(EncoderKron), "DENSE": int(EncoderDense)},

@@ -29,6 +29,7 @@ const (
 	StatusInternal        Status = 9  // A bug inside the library was caught. Please report it.
 	StatusTimeout         Status = 10 // It did not happen in the given time, and may be waited for again.
 	StatusFull            Status = 11 // A bounded queue has no room at the moment; it may be tried again.
+	StatusDevice          Status = 12 // A GPU or its driver failed.
 )
 
 // String is the library's short name of the status, "invalid argument" say; of one that the library does not know, its

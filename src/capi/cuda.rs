@@ -262,7 +262,7 @@ impl Handle for kronsae_device_sae {
 /// the message names it: the driver, one that is new enough, a device, one that is new enough (Ampere), cuBLASLt, or kernels
 /// (built in, or libnvrtc to compile them); or if the model selects more than 512 latents a row;
 /// `KRONSAE_STATUS_OUT_OF_MEMORY`, also of the device's; `KRONSAE_STATUS_STOPPED` if the model was destroyed;
-/// `KRONSAE_STATUS_INTERNAL` if the device fails; `KRONSAE_STATUS_INVALID_ARGUMENT`.
+/// `KRONSAE_STATUS_DEVICE` if the device fails; `KRONSAE_STATUS_INVALID_ARGUMENT`.
 ///
 /// Threads: any number at once. Waits for the device; not while a stream is being captured in a graph.
 ///
@@ -353,7 +353,7 @@ pub unsafe extern "C" fn kronsae_encode_cuda_workspace(
 /// Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if d_model is not the model's, a capacity is below k (TopK), the workspace
 /// is too small, or the stream is of another device: nothing was enqueued then. `KRONSAE_STATUS_UNSUPPORTED`, also if the
 /// library was built without CUDA; `KRONSAE_STATUS_STOPPED` if the model was destroyed; `KRONSAE_STATUS_FORKED`;
-/// `KRONSAE_STATUS_INTERNAL` if the device fails: what is written is unspecified then. A failure of what was enqueued shows
+/// `KRONSAE_STATUS_DEVICE` if the device fails: what is written is unspecified then. A failure of what was enqueued shows
 /// where the caller waits for the stream.
 ///
 /// Graphs: may be captured, after one call with as many rows outside of a capture; buffers, workspace and the model on its

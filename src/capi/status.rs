@@ -31,9 +31,12 @@ pub const KRONSAE_STATUS_INTERNAL: kronsae_status = 9;
 pub const KRONSAE_STATUS_TIMEOUT: kronsae_status = 10;
 /// A bounded queue has no room at the moment; nothing was done, and it may be tried again.
 pub const KRONSAE_STATUS_FULL: kronsae_status = 11;
+/// A GPU or its driver failed: it was lost, ran into an error of memory, or an earlier kernel did, whosever it was. What lies
+/// on the device is in doubt; the host's own data is not.
+pub const KRONSAE_STATUS_DEVICE: kronsae_status = 12;
 
 /// Every status, the number it has in C, its name.
-pub(super) const TABLE: [(Status, kronsae_status, &CStr); 12] = [
+pub(super) const TABLE: [(Status, kronsae_status, &CStr); 13] = [
     (Status::Ok, KRONSAE_STATUS_OK, c"ok"),
     (Status::InvalidArgument, KRONSAE_STATUS_INVALID_ARGUMENT, c"invalid argument"),
     (Status::Io, KRONSAE_STATUS_IO, c"input/output error"),
@@ -46,6 +49,7 @@ pub(super) const TABLE: [(Status, kronsae_status, &CStr); 12] = [
     (Status::Internal, KRONSAE_STATUS_INTERNAL, c"internal error"),
     (Status::Timeout, KRONSAE_STATUS_TIMEOUT, c"timed out"),
     (Status::Full, KRONSAE_STATUS_FULL, c"queue full"),
+    (Status::Device, KRONSAE_STATUS_DEVICE, c"device error"),
 ];
 
 /// A short name of a status, for logs: "invalid argument". "unknown status" for a number this library does not know.

@@ -370,7 +370,7 @@ pub trait Device: Send + Sync {
     /// Bytes of the device's memory that are in use, by whomever; None where the device cannot tell.
     ///
     /// # Errors
-    /// [`crate::Status::Internal`] if the device fails.
+    /// [`crate::Status::Device`] if the device fails.
     fn memory_in_use(&self) -> Result<Option<u64>> {
         Ok(None)
     }
@@ -385,7 +385,7 @@ pub trait Device: Send + Sync {
     /// may be reused on return. Not while capturing.
     ///
     /// # Errors
-    /// [`crate::Status::InvalidArgument`] if it does not fit; [`crate::Status::Internal`] if the device fails.
+    /// [`crate::Status::InvalidArgument`] if it does not fit; [`crate::Status::Device`] if the device fails.
     fn upload(&self, to: &DeviceMemory, offset: usize, from: &[u8]) -> Result<()>;
 
     /// Copies from `offset` bytes behind the start of `from`, when all that the device's stream was given before is done,
@@ -398,7 +398,7 @@ pub trait Device: Send + Sync {
     /// Sets every byte.
     ///
     /// # Errors
-    /// [`crate::Status::Internal`] if the device fails.
+    /// [`crate::Status::Device`] if the device fails.
     fn fill(&self, to: &DeviceMemory, byte: u8) -> Result<()>;
 
     /// Memory of the host that the device copies from and to at full speed, zeroed. `what` names it in an error.
@@ -428,7 +428,7 @@ pub trait Device: Send + Sync {
     /// Lets what the device's own stream is given from now on wait for a copy. Not while capturing: admit first, replay then.
     ///
     /// # Errors
-    /// [`crate::Status::Internal`] if the device fails.
+    /// [`crate::Status::Device`] if the device fails.
     fn admit(&self, arrival: &Arrival) -> Result<()>;
 
     /// Starts a kernel on `stream`: `grid[0] x grid[1]` blocks of `block` threads, with `shared_bytes` of dynamic shared
@@ -436,7 +436,7 @@ pub trait Device: Send + Sync {
     ///
     /// # Errors
     /// [`crate::Status::Unsupported`] if there is no such kernel or the device cannot run it in that shape;
-    /// [`crate::Status::Internal`] if the device fails.
+    /// [`crate::Status::Device`] if the device fails.
     ///
     /// # Safety
     /// The arguments are those of the kernel, in number, order and type; what their addresses lead to is large enough,
@@ -486,7 +486,7 @@ pub trait Device: Send + Sync {
     ///
     /// # Errors
     /// [`crate::Status::InvalidArgument`] as [`Product::check`], or if there is no workspace and the stream is not the
-    /// device's own; else as [`Device::prepare_product`]; [`crate::Status::Internal`] if the device fails.
+    /// device's own; else as [`Device::prepare_product`]; [`crate::Status::Device`] if the device fails.
     ///
     /// # Safety
     /// As [`Device::launch_on`], of the product's addresses.
@@ -510,13 +510,13 @@ pub trait Device: Send + Sync {
     /// decided.
     ///
     /// # Errors
-    /// Those of `step`; [`crate::Status::Internal`] if what it did cannot be captured.
+    /// Those of `step`; [`crate::Status::Device`] if what it did cannot be captured.
     fn capture(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Graph>>;
 
     /// Runs what was captured, on the device's own stream.
     ///
     /// # Errors
-    /// [`crate::Status::InvalidArgument`] if another device captured it; [`crate::Status::Internal`] if the device fails.
+    /// [`crate::Status::InvalidArgument`] if another device captured it; [`crate::Status::Device`] if the device fails.
     ///
     /// # Safety
     /// What [`Device::launch_on`] asks for holds for everything that was captured; above all, its memory still exists.
@@ -525,6 +525,6 @@ pub trait Device: Send + Sync {
     /// Waits until all that the device's own stream was given is done.
     ///
     /// # Errors
-    /// [`crate::Status::Internal`] if something of it failed.
+    /// [`crate::Status::Device`] if something of it failed.
     fn synchronize(&self) -> Result<()>;
 }

@@ -293,7 +293,7 @@ impl Device for EmulatedDevice {
         }
         // SAFETY: it returns a C string that lives until this thread's next launch.
         let text = unsafe { CStr::from_ptr((self.last_error)()) }.to_string_lossy().into_owned();
-        Err(Error::new(Status::Internal, format!("emulated kernel: {text}")))
+        Err(Error::new(Status::Device, format!("emulated kernel: {text}")))
     }
 
     fn product_workspace(&self) -> usize {

@@ -105,7 +105,7 @@ impl DeviceEncoder {
     ///
     /// # Errors
     /// [`crate::Status::InvalidArgument`] if the width is not the model's, the rows differ, or `out.capacity` is below K;
-    /// [`crate::Status::OutOfMemory`]; [`crate::Status::Internal`] if the device fails.
+    /// [`crate::Status::OutOfMemory`]; [`crate::Status::Device`] if the device fails.
     pub fn encode(&mut self, x: Activations<'_>, out: &mut LatentsMut<'_>) -> Result<EncodeSummary> {
         check_width(x.d_model(), self.sae.d_model())?;
         out.check(x.rows())?;

@@ -72,7 +72,7 @@ pub trait Landing: Send + Sync {
     /// Waits for it.
     ///
     /// # Errors
-    /// [`crate::Status::Internal`] if the device failed before.
+    /// [`crate::Status::Device`] if the device failed before.
     fn wait(&self) -> Result<()>;
 
     /// What the device that made it knows it by.
@@ -95,7 +95,7 @@ impl Arrival {
     /// Waits for the copy's end and gives its memory back, to be filled anew.
     ///
     /// # Errors
-    /// [`crate::Status::Internal`] if the device failed before.
+    /// [`crate::Status::Device`] if the device failed before.
     pub fn reclaim(mut self) -> Result<PinnedMemory> {
         self.landing.wait()?;
         match self.from.take() {

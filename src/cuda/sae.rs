@@ -201,7 +201,7 @@ impl DeviceSae {
     ///
     /// # Errors
     /// [`Status::Unsupported`] if the model selects more than [`MOST_LATENTS`] latents a token or has a shape that the
-    /// device's kernels cannot run; [`Status::OutOfMemory`]; [`Status::Internal`] if the device fails.
+    /// device's kernels cannot run; [`Status::OutOfMemory`]; [`Status::Device`] if the device fails.
     pub fn upload(device: Arc<dyn Device>, sae: &Sae, options: DeviceSaeOptions) -> Result<Self> {
         let config = sae.config();
         let capacity = config.selection.capacity();
@@ -405,7 +405,7 @@ impl DeviceSae {
     /// # Errors
     /// [`Status::InvalidArgument`] if the width is not the model's, the capacity is below K, a buffer is null or misaligned,
     /// the workspace is smaller than [`DeviceSae::workspace_bytes`] says, or the stream is of another device. Nothing was
-    /// enqueued then. [`Status::Internal`] if the device fails.
+    /// enqueued then. [`Status::Device`] if the device fails.
     ///
     /// # Safety
     /// The addresses are of this device, and buffers are as large as documented; nobody else writes what is read, or touches

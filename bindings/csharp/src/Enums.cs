@@ -29,6 +29,8 @@ namespace Kronsae
         Timeout = 10,
         /// <summary>A bounded queue has no room at the moment; it may be tried again.</summary>
         Full = 11,
+        /// <summary>A GPU or its driver failed.</summary>
+        Device = 12,
     }
 
     /// <summary>An element type, little-endian.</summary>

@@ -42,7 +42,7 @@ pub(super) fn check(result: CUresult, doing: &str) -> Result<()> {
         | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
         | CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
         | CUresult::CUDA_ERROR_NOT_FOUND => Status::Unsupported,
-        _ => Status::Internal,
+        _ => Status::Device,
     };
     Err(Error::new(status, format!("cannot {doing}: {}", text(result))))
 }

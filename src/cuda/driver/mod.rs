@@ -104,7 +104,7 @@ impl CudaDevice {
     /// # Errors
     /// [`Status::Unsupported`] if something is missing, and the message says what: the driver, a driver that is new enough, a
     /// device, a device that is new enough, cuBLASLt, or kernels (nvcc at build time, or libnvrtc).
-    /// [`Status::OutOfMemory`]; [`Status::Internal`] if the device fails.
+    /// [`Status::OutOfMemory`]; [`Status::Device`] if the device fails.
     pub fn open(ordinal: u32) -> Result<Self> {
         Self::open_for(ordinal, Purpose::Train)
     }

@@ -32,7 +32,7 @@ fn check(result: cublasStatus_t, doing: &str) -> Result<()> {
             Status::Unsupported
         }
         cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => Status::OutOfMemory,
-        _ => Status::Internal,
+        _ => Status::Device,
     };
     Err(Error::new(status, format!("cuBLASLt cannot {doing}: {result:?}")))
 }
