@@ -30,6 +30,28 @@ fn stdout(output: &Output) -> String {
 }
 
 #[test]
+fn input_makes_batches_in_three_ways() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = folder.path().join("activations.safetensors");
+    write_shard(&shard, &activations(600, 8, &mut Rng(1)), 8, None);
+    let shard = shard.to_str().unwrap();
+    let arguments = ["input", "--data", shard, "--batch", "100", "--shuffle-window", "256", "--seconds", "1"];
+    let json: Value = serde_json::from_str(&stdout(&alone(&[&arguments[..], &["--json"]].concat()))).unwrap();
+    assert_eq!((json["tokens"].as_u64(), json["row_bytes"].as_u64()), (Some(600), Some(32)));
+    let ways = json["ways"].as_array().unwrap();
+    assert_eq!(ways.len(), 3);
+    for way in ways {
+        let number = |key: &str| way[key].as_f64().unwrap();
+        assert!(number("median_ms") > 0.0 && number("median_ms") <= number("p99_ms"), "{way}");
+        assert!((number("bytes_per_second") / number("tokens_per_second") - 32.0).abs() < 1e-6, "{way}");
+        assert!(number("batches") * 100.0 <= 2.0 * number("tokens_per_second"), "{way}");
+    }
+    assert!(stdout(&alone(&arguments)).contains("shuffled, as they are, for a GPU"));
+    let refused = alone(&["input", "--data", "/nonexistent"]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("/nonexistent"));
+}
+
+#[test]
 fn encode_runs_without_peers_and_names_them() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("results");

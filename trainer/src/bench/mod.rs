@@ -9,6 +9,7 @@ pub mod contender;
 pub mod fast;
 #[cfg(feature = "cuda")]
 pub mod gpu;
+pub mod input;
 pub mod machine;
 pub mod measure;
 #[cfg(feature = "onnxruntime")]

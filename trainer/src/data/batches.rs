@@ -26,12 +26,15 @@ pub struct Batches {
     d_model: usize,
     normalisation: Arc<Normalisation>,
     loaded: Option<Loaded>,
-    ask: SyncSender<Window>,
+    /// A window to read, and memory to read it into.
+    ask: SyncSender<(Window, Vec<u8>)>,
     answer: Receiver<Result<Loaded>>,
     /// The window the reader has been asked for.
     asked: Option<Window>,
     reader: Option<std::thread::JoinHandle<()>>,
     raw: Vec<f32>,
+    /// Of the window before: fresh memory would be zeroed, page by page, before it is read into.
+    spare: Vec<u8>,
 }
 
 /// One window in memory, its rows as they are in the shards.
@@ -65,13 +68,13 @@ impl Batches {
         let window_blocks = (window_tokens / 2 / BLOCK).max(1);
         let order = Order { rows: rows.len(), window_blocks, seed };
         let (dtype, d_model) = (data.dtype(), data.d_model());
-        let (ask, asked) = sync_channel::<Window>(1);
+        let (ask, asked) = sync_channel::<(Window, Vec<u8>)>(1);
         let (reply, answer) = sync_channel(1);
         let reader = std::thread::Builder::new()
             .name("kronsae-read".into())
             .spawn(move || {
-                for window in asked {
-                    if reply.send(read_window(&data, rows.start, &order, window)).is_err() {
+                for (window, room) in asked {
+                    if reply.send(read_window(&data, rows.start, &order, window, room)).is_err() {
                         return;
                     }
                 }
@@ -89,6 +92,7 @@ impl Batches {
             asked: None,
             reader: Some(reader),
             raw: vec![0.0; d_model],
+            spare: Vec::new(),
         })
     }
 
@@ -178,11 +182,13 @@ impl Batches {
             return Ok(());
         }
         let gone = || Error::new(Status::Internal, "the reading thread ended");
-        // Free this window before the one behind the next is read: never more than two are held.
-        self.loaded = None;
+        // This window's memory is for the one behind the next: never more than two are held.
+        if let Some(loaded) = self.loaded.take() {
+            self.spare = loaded.bytes;
+        }
         loop {
             if self.asked.is_none() {
-                self.ask.send(window).map_err(|_| gone())?;
+                self.ask.send((window, std::mem::take(&mut self.spare))).map_err(|_| gone())?;
                 self.asked = Some(window);
             }
             let loaded = self.answer.recv().map_err(|_| gone())?;
@@ -194,9 +200,10 @@ impl Batches {
                 break;
             }
             // Read ahead for nothing: the caller went elsewhere.
+            self.spare = loaded.bytes;
         }
         let next = self.order.next(window);
-        if next != window && self.ask.try_send(next).is_ok() {
+        if next != window && self.ask.try_send((next, std::mem::take(&mut self.spare))).is_ok() {
             self.asked = Some(next);
         }
         Ok(())
@@ -231,11 +238,12 @@ fn is_finite(dtype: Dtype, row: &[u8]) -> bool {
     }
 }
 
-fn read_window(data: &Dataset, first: usize, order: &Order, window: Window) -> Result<Loaded> {
+/// Reads a window into `bytes`, whatever they were used for before.
+fn read_window(data: &Dataset, first: usize, order: &Order, window: Window, mut bytes: Vec<u8>) -> Result<Loaded> {
     let row_bytes = data.d_model() * data.dtype().size();
     let len: usize = order.block_rows(window).map(|rows| rows.len()).sum();
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(len * row_bytes).map_err(|_| {
+    bytes.truncate(len * row_bytes);
+    bytes.try_reserve_exact(len * row_bytes - bytes.len()).map_err(|_| {
         Error::new(Status::OutOfMemory, format!("cannot allocate a shuffle window of {} bytes", len * row_bytes))
     })?;
     bytes.resize(len * row_bytes, 0);

@@ -4,6 +4,7 @@ mod encode;
 mod fast;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod input;
 mod open;
 mod scaling;
 mod traffic;
@@ -32,6 +33,7 @@ enum What {
     Scaling(scaling::ScalingArgs),
     Fast(fast::FastArgs),
     Open(open::OpenArgs),
+    Input(input::InputArgs),
     Traffic(traffic::TrafficArgs),
     #[cfg(feature = "cuda")]
     Gpu(gpu::GpuArgs),
@@ -94,6 +96,7 @@ pub fn run(args: Args) -> Result<()> {
         What::Scaling(args) => scaling::run(&args),
         What::Fast(args) => fast::run(&args),
         What::Open(args) => open::run(&args),
+        What::Input(args) => input::run(&args),
         What::Traffic(args) => traffic::run(&args),
         #[cfg(feature = "cuda")]
         What::Gpu(args) => gpu::run(&args),
