@@ -52,7 +52,9 @@ pub enum MomentsChoice {
 }
 
 impl MomentsChoice {
-    fn moments(self) -> Moments {
+    /// The backend's name for it.
+    #[must_use]
+    pub fn moments(self) -> Moments {
         match self {
             MomentsChoice::F32 => Moments::F32,
             MomentsChoice::Bf16 => Moments::Bf16,

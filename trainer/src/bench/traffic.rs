@@ -7,6 +7,7 @@
 //! second where the arrays are larger than its L2.
 
 use super::table::aligned;
+use crate::backend::Moments;
 use crate::terminal::grouped;
 use kronsae::sae::{Encoder, padded};
 use serde::Serialize;
@@ -51,6 +52,8 @@ pub struct Step {
     pub aux: usize,
     /// Bytes of an element in the product, the gathered rows and the residual: 2 (bf16) or 4 (f32).
     pub element: usize,
+    /// How Adam's moments are kept.
+    pub moments: Moments,
 }
 
 /// What one kernel does in a step, over all its launches.
@@ -91,6 +94,7 @@ impl Step {
         k: 50,
         aux: 0,
         element: 2,
+        moments: Moments::F32,
     };
 
     /// Bytes of one padded row of d elements.
@@ -142,8 +146,9 @@ impl Step {
         }
         let pairs = b * (k + aux) * (1.0 + self.rows_of_latent());
         parts.push(Part::new("sort", 0.0, self.sort(pairs)));
-        // Adam: value and two moments in and out, in f32; the copy out, in the element type.
-        let adam = |count: f64| count * (6.0 * 4.0 + if self.element == 2 { 2.0 } else { 0.0 });
+        // Adam: the value, in f32, and two moments in and out; the copy out, in the element type.
+        let moments = 4.0 * self.moments.bytes() as f64;
+        let adam = |count: f64| count * (2.0 * 4.0 + moments + if self.element == 2 { 2.0 } else { 0.0 });
         parts.push(Part {
             name: "update the decoder",
             flops: 0.0,
@@ -195,8 +200,9 @@ impl Step {
     pub fn parameter_bytes(&self) -> f64 {
         let stride = padded(self.d_model) as f64;
         let (rows, latents) = (self.encoder.rows() as f64, self.encoder.latents() as f64);
-        let elements = (rows + latents) * stride + rows + stride;
-        elements * 12.0 + if self.element == 2 { (rows + latents) * stride * 2.0 } else { 0.0 }
+        let (large, small) = ((rows + latents) * stride, rows + stride);
+        let copy = if self.element == 2 { 2.0 } else { 0.0 };
+        small * 12.0 + large * (4.0 + 2.0 * self.moments.bytes() as f64 + copy)
     }
 
     /// The least a call that encodes `tokens` tokens takes: the product and one pass of selection.
@@ -240,7 +246,7 @@ impl Step {
         let mut out = String::new();
         let _ = writeln!(
             out,
-            "{:?}, d {}, F {}, {} encoder rows, K {}, AuxK on {} dead latents a token, {} tokens a step, {} bytes an element; \
+            "{:?}, d {}, F {}, {} encoder rows, K {}, AuxK on {} dead latents a token, {} tokens a step, {} bytes an element, {} a moment; \
              {}: {:.1} TB/s, {:.0} TFLOP/s by the datasheet. Counted, not measured.\n",
             self.encoder,
             grouped(self.d_model as u64),
@@ -250,6 +256,7 @@ impl Step {
             self.aux,
             grouped(self.batch as u64),
             self.element,
+            self.moments.bytes(),
             peaks.name,
             peaks.bandwidth / 1e12,
             peaks.flops / 1e12
@@ -306,6 +313,11 @@ mod tests {
         assert!(
             with.floor(peaks, false) > step.floor(peaks, false) && with.floor(peaks, true) > step.floor(peaks, true)
         );
+        let narrow = Step { moments: Moments::Bf16, ..step };
+        // Two moments, 2 bytes less each, in and out, of 264 million elements.
+        let saved = 8.0 * (49_152.0 + 65_536.0) * 2304.0;
+        let of = |step: &Step| step.parts().iter().map(|part| part.gathered).sum::<f64>();
+        assert!((of(&step) - of(&narrow) - saved).abs() < 1e-6 * saved, "{}", of(&step) - of(&narrow));
         let wide = Step { element: 4, ..step };
         assert!(wide.floor(Peaks::h200(4), true) > step.floor(Peaks::h200(2), true));
         assert!(step.markdown(peaks).contains("Counted, not measured"));

@@ -97,9 +97,12 @@ pub(super) fn run(device: &Arc<dyn Device>, emulated: bool, progress: &mut dyn F
         let steps = problem.steps;
         add("f32 loss curve equal to the CPU's to 1e-4", off <= 1e-4, format!("{off:.1e} at most over {steps} steps"));
 
-        for precision in [Precision::F32, Precision::Bf16] {
-            problem.settings.precision = precision;
-            let text = if precision == Precision::F32 { "f32" } else { "bf16" };
+        for (precision, moments, text) in [
+            (Precision::F32, Moments::F32, "f32"),
+            (Precision::Bf16, Moments::F32, "bf16"),
+            (Precision::Bf16, Moments::Bf16, "bf16 with moments in bf16"),
+        ] {
+            (problem.settings.precision, problem.settings.moments) = (precision, moments);
             progress(&format!("checking {name}, {text}: determinism, resuming, graphs"));
             let half = problem.steps / 3;
             let mut whole = problem.on(device, problem.state()?, false)?;
@@ -128,22 +131,25 @@ pub(super) fn run(device: &Arc<dyn Device>, emulated: bool, progress: &mut dyn F
             let same = stats == all && bits(second.state()?) == state;
             add(&format!("{text}: stopped and gone on, equal bits"), same, format!("after step {half}"));
         }
-        progress(&format!("checking {name}: explained variance in bf16"));
-        let mut bf16 = problem.on(device, problem.state()?, false)?;
-        let found = problem.train(&mut bf16, 0..problem.steps)?;
         let end = |stats: &[StepStats]| {
             let last = &stats[stats.len() - stats.len() / 10..];
             last.iter().map(|s| s.explained_variance).sum::<f64>() / last.len() as f64
         };
-        let (narrow, wide) = (end(&found), end(&expected));
-        // A tenth of so short a run is a noisy end: of emulated kernels, which run a sixth of it, twice as much is allowed.
-        let most = if emulated { 0.02 } else { 0.003 };
-        let off = (narrow - wide).abs();
-        add(
-            "bf16 explains as much as f32",
-            off <= most,
-            format!("{narrow:.4} against {wide:.4}, at most {most} apart"),
-        );
+        for (moments, what) in [(Moments::F32, "bf16"), (Moments::Bf16, "bf16 with moments in bf16")] {
+            progress(&format!("checking {name}: explained variance in {what}"));
+            problem.settings.moments = moments;
+            let mut bf16 = problem.on(device, problem.state()?, false)?;
+            let found = problem.train(&mut bf16, 0..problem.steps)?;
+            let (narrow, wide) = (end(&found), end(&expected));
+            // A tenth of so short a run is a noisy end: of emulated kernels, which run a sixth of it, more is allowed.
+            let most = if emulated { 0.02 } else { 0.003 };
+            let off = (narrow - wide).abs();
+            add(
+                &format!("{what} explains as much as f32"),
+                off <= most,
+                format!("{narrow:.4} against {wide:.4}, at most {most} apart"),
+            );
+        }
     }
     Ok(checks)
 }

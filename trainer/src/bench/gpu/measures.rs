@@ -39,7 +39,7 @@ fn settings(step: &Step) -> StepSettings {
         mand_epsilon: 1e-6,
         betas: (0.9, 0.999),
         adam_epsilon: 1e-8,
-        moments: Moments::F32,
+        moments: step.moments,
         clip: None,
     }
 }
@@ -147,6 +147,17 @@ pub(super) fn run(
         with_dead,
         "ms",
         format!("{} a token at most", dead.aux),
+    ));
+    progress("measuring a step with moments in bf16");
+    let narrow = Step { moments: Moments::Bf16, ..*step };
+    let (with_narrow, backend) = step_time(device, &narrow, calls)?;
+    let bytes = backend.parameter_bytes();
+    drop(backend);
+    report.measures.push(Measure::plain(
+        "training step with moments in bf16",
+        with_narrow,
+        "ms",
+        format!("{:.2} ms is its floor; {:.3} GB of parameters", 1e3 * narrow.floor(peaks, true), bytes as f64 / 1e9),
     ));
     compare(report, time);
     if options.sweep {

@@ -41,7 +41,7 @@ impl Options {
     #[must_use]
     pub fn tiny() -> Self {
         let encoder = Encoder::Kron { heads: 16, base: 2, extension: 4 };
-        let step = Step { encoder, d_model: 32, batch: 64, k: 4, aux: 0, element: 2 };
+        let step = Step { encoder, d_model: 32, batch: 64, k: 4, aux: 0, ..Step::REFERENCE };
         Options { step, calls: 3, sweep: false, checks_only: false, peers: None }
     }
 }

@@ -3,6 +3,7 @@
 use super::{extent, print};
 use crate::bench::Shape;
 use crate::bench::traffic::{Peaks, Step};
+use crate::settings::MomentsChoice;
 use kronsae::sae::Encoder;
 use kronsae::{Error, Result};
 
@@ -27,6 +28,9 @@ pub(super) struct TrafficArgs {
     /// In f32 instead of bf16.
     #[arg(long)]
     f32: bool,
+    /// How Adam's moments are kept.
+    #[arg(long, value_enum, default_value = "f32")]
+    moments: MomentsChoice,
 }
 
 /// Runs the command.
@@ -43,7 +47,15 @@ pub(super) fn run(args: &TrafficArgs) -> Result<()> {
         return Err(Error::invalid(format!("--k or --auxk-dead {used}: there are {} latents", encoder.latents())));
     }
     let element = if args.f32 { 4 } else { 2 };
-    let step =
-        Step { encoder, d_model: args.shape.d_model, batch: args.batch, k: args.k, aux: args.auxk_dead, element };
+    let moments = args.moments.moments();
+    let step = Step {
+        encoder,
+        d_model: args.shape.d_model,
+        batch: args.batch,
+        k: args.k,
+        aux: args.auxk_dead,
+        element,
+        moments,
+    };
     print(&step.markdown(Peaks::h200(element)))
 }
