@@ -130,7 +130,7 @@ func TestStatusesRoundTrip(t *testing.T) {
 			t.Errorf("%s: errors.Is", name)
 		}
 	}
-	for _, number := range []Status{12, 999, -1, math.MaxInt32, math.MinInt32} {
+	for _, number := range []Status{13, 999, -1, math.MaxInt32, math.MinInt32} {
 		err := failure("x", statusToC(number), nil)
 		var typed *Error
 		if !errors.As(err, &typed) || typed.Status != number || !errors.Is(err, number) || errors.Is(err, StatusInternal) {
