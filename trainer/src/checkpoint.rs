@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 const FORMAT: &str = "kronsae-checkpoint/1";
 /// Checkpoints that are kept: the newest, and one before it in case the disk damages that.
 const KEPT: usize = 2;
+/// Where its checksum stands in the metadata.
+const CHECKSUM: &str = "crc32";
 
 /// What a checkpoint holds beside the state.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,6 +62,32 @@ pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// CRC-32 of all that a checkpoint holds, in the order in which it is written: a bit that flipped on its way to the disk or
+/// there is found before it is trained on.
+fn checksum(header: &Header, state: &TrainState, normalisation: &Normalisation) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    let Header { step, skipped, seconds, settings, data } = header;
+    sum.update(format!("{step} {skipped} {seconds} {} {settings} {data}", state.tokens).as_bytes());
+    let mut bytes = Vec::new();
+    let mut add = |values: &mut dyn Iterator<Item = [u8; 4]>| {
+        bytes.clear();
+        bytes.extend(values.flatten());
+        sum.update(&bytes);
+    };
+    for (_, parameter) in state.parameters() {
+        for values in [&parameter.value, &parameter.first, &parameter.second] {
+            for row in values.chunks_exact(parameter.stride) {
+                add(&mut row[..parameter.cols].iter().map(|v| v.to_le_bytes()));
+            }
+        }
+    }
+    for counts in [&state.fired_at[..], &state.positive_at, &state.gradient_norms.map(f64::to_bits)] {
+        add(&mut counts.iter().flat_map(|v| [*v as u32, (*v >> 32) as u32]).map(u32::to_le_bytes));
+    }
+    add(&mut normalisation.mean.iter().chain([&normalisation.scale]).map(|v| v.to_le_bytes()));
+    sum.finalize()
+}
+
 /// Writes a checkpoint into `folder` and removes those older than the last few.
 ///
 /// # Errors
@@ -75,6 +103,7 @@ pub fn save(folder: &Path, header: &Header, state: &TrainState, normalisation: &
             ("seconds", header.seconds.to_string()),
             ("settings", header.settings.clone()),
             ("data", header.data.clone()),
+            (CHECKSUM, format!("{:08x}", checksum(header, state, normalisation))),
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );
@@ -198,7 +227,15 @@ fn load(path: &Path, encoder: Encoder, d: usize) -> Result<(Header, TrainState, 
     if !(mean.iter().all(|v| v.is_finite()) && scale[0].is_finite() && scale[0] > 0.0) {
         return Err(bad("its mean or scale is not finite, or its scale not positive"));
     }
-    Ok((header, state, Normalisation { mean: mean[..d].to_vec(), scale: scale[0] }))
+    let normalisation = Normalisation { mean: mean[..d].to_vec(), scale: scale[0] };
+    // Those of earlier versions have none.
+    if let Some(expected) = file.metadata(CHECKSUM) {
+        let found = format!("{:08x}", checksum(&header, &state, &normalisation));
+        if found != expected {
+            return Err(bad(&format!("its checksum is {found}, it says {expected}")));
+        }
+    }
+    Ok((header, state, normalisation))
 }
 
 fn check(file: &TensorFile<'_>, tensor: &str, dtype: TensorDtype, shape: &[usize]) -> Result<()> {

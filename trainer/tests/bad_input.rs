@@ -279,6 +279,38 @@ fn a_checkpoint_whose_numbers_lie() {
     }
 }
 
+/// A bit that flipped changes no length and need not be absurd.
+#[test]
+fn a_checkpoint_with_a_flipped_bit_is_passed_over() {
+    use kronsae_trainer::backend::TrainState;
+    use kronsae_trainer::checkpoint::{Header, list, load_newest, save};
+    use kronsae_trainer::data::Normalisation;
+    let encoder = kronsae::sae::Encoder::Kron { heads: 2, base: 2, extension: 2 };
+    let normalisation = Normalisation { mean: vec![0.5; D], scale: 2.0 };
+    let header =
+        |step| Header { step, skipped: 0, seconds: 0.125, settings: "settings".to_owned(), data: "data".to_owned() };
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = TrainState::new(encoder, D, 1).unwrap();
+    state.tokens = 100;
+    save(folder.path(), &header(1), &state, &normalisation).unwrap();
+    save(folder.path(), &header(2), &state, &normalisation).unwrap();
+    let newest = list(folder.path()).unwrap().pop().unwrap();
+    let whole = std::fs::read(&newest).unwrap();
+    let start = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let mut told = 0;
+    for at in (start..whole.len()).step_by(13) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        std::fs::write(&newest, damaged).unwrap();
+        let loaded = load_newest(folder.path(), encoder, D, &mut |_| told += 1).unwrap();
+        assert_eq!(loaded.unwrap().0.step, 1, "byte {at} was believed");
+    }
+    assert!(told > 20, "{told}");
+    std::fs::write(&newest, whole).unwrap();
+    let loaded = load_newest(folder.path(), encoder, D, &mut |e| panic!("{e}")).unwrap();
+    assert_eq!(loaded.unwrap().0.step, 2);
+}
+
 /// What training spoilt is not written: the model file is valid or not there.
 #[test]
 fn weights_that_are_not_finite_are_not_written() {
