@@ -12,7 +12,8 @@ const PIECE: usize = 1 << 20;
 
 /// Writes at `to` the file `file` with the strings of `metadata` added to its own (or in their place) and the tensors of
 /// `added` after its own (or in their place). Every other tensor is copied byte for byte, whatever it is; memory does not
-/// depend on its size. `to` may be the path of `file` itself: it is replaced only when the new file is complete.
+/// depend on its size. `to` may be the path of `file` itself: it is replaced only when the new file is complete. Where `to` is
+/// a symbolic link to a file, the link stays and the file is replaced.
 ///
 /// # Errors
 /// [`kronsae::Status::Io`] or [`kronsae::Status::Format`] if `file` cannot be read to its end or `to` cannot be written;
@@ -23,6 +24,8 @@ pub fn rewrite(
     metadata: BTreeMap<String, String>,
     added: Vec<TensorOut<'_>>,
 ) -> Result<()> {
+    let linked = to.is_symlink().then(|| std::fs::canonicalize(to).ok()).flatten();
+    let to = linked.as_deref().unwrap_or(to);
     let mut all = file.all_metadata();
     all.extend(metadata);
     let failed = Failure::default();

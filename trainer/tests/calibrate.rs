@@ -142,6 +142,15 @@ fn the_file_keeps_its_weights_and_unknown_keys() {
     let again = calibrate(sae, &case.data, &CalibrateOptions::default(), &mut |_, _| ()).unwrap();
     assert_eq!((again.select, again.search.unwrap().k), (Select::Threshold, 5));
     assert_eq!(TensorFile::open(&out).unwrap().tensor_names().len(), before.tensor_names().len() + 3);
+
+    // Through a link, which stays one.
+    let link = case.folder.path().join("latest.safetensors");
+    std::os::unix::fs::symlink("calibrated.safetensors", &link).unwrap();
+    let options = CalibrateOptions { select: Some(Select::Topk), ..CalibrateOptions::default() };
+    let sae = Sae::open(&link).unwrap();
+    calibrate(sae, &case.data, &options, &mut |_, _| ()).unwrap().write(&link, &link).unwrap();
+    assert!(link.is_symlink());
+    assert_eq!(Sae::open(&out).unwrap().config().selection, Selection::TopK(5));
 }
 
 #[test]
