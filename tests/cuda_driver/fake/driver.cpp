@@ -15,6 +15,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <unistd.h>
 #include <vector>
 
 namespace {
@@ -30,6 +31,7 @@ enum Result {
     UNSUPPORTED_PTX_VERSION = 222,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
+    NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
     LAUNCH_FAILED = 719,
     STREAM_CAPTURE_UNSUPPORTED = 900,
@@ -85,10 +87,15 @@ Stream* stream_of(void* handle) {
     if (handle == nullptr || handle == reinterpret_cast<void*>(1)) return &default_stream;
     return static_cast<Stream*>(handle);
 }
+bool again = false; // the work just run waits for something that has not come yet
 void run_one(Stream& stream) {
-    const Work work = std::move(stream.queue.front());
+    Work work = std::move(stream.queue.front());
     stream.queue.pop_front();
+    again = false;
     work();
+    if (!again) return;
+    stream.queue.push_front(std::move(work));
+    usleep(100);
 }
 void finish(Stream& stream) {
     while (!stream.queue.empty()) run_one(stream);
@@ -129,6 +136,7 @@ EXPORT void fake_enqueue(void* handle, Work* work) {
     if (stream.capturing != nullptr) stream.capturing->work.push_back(std::move(*work));
     else stream.queue.push_back(std::move(*work));
 }
+EXPORT void fake_not_yet() { again = true; }
 /// What a GPU would do by itself sooner or later.
 EXPORT void fake_finish_all() {
     LOCKED;
@@ -319,6 +327,14 @@ EXPORT int cuStreamSynchronize(void* handle) {
     if (stream.capturing != nullptr) return STREAM_CAPTURE_UNSUPPORTED;
     finish(stream);
     return sticky;
+}
+EXPORT int cuStreamQuery(void* handle) {
+    IN_CONTEXT;
+    Stream& stream = *stream_of(handle);
+    if (stream.capturing != nullptr) return STREAM_CAPTURE_UNSUPPORTED;
+    // Each look finds a little more of it done.
+    if (!stream.queue.empty()) run_one(stream);
+    return stream.queue.empty() ? sticky : NOT_READY;
 }
 EXPORT int cuStreamBeginCapture_v2(void* handle, int) {
     IN_CONTEXT;
