@@ -1,8 +1,8 @@
 //! Which of NVIDIA's libraries are there. The bindings open a library at its first call and panic where there is none or it
 //! lacks a function, so all that will be called is asked for here, before anything is.
 
-use crate::error::{Error, Result, Status};
 use crate::cuda::communicator::CommunicatorId;
+use crate::error::{Error, Result, Status};
 use cudarc::driver::sys::CUstream;
 use cudarc::{cublaslt, driver, nvrtc};
 use libloading::Library;

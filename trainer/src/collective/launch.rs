@@ -117,10 +117,9 @@ impl Launch {
     fn parsed(launcher: Launcher, names: [&str; 3], values: [&str; 3], attempt: String) -> Result<Self> {
         let mut numbers = [0_u32; 3];
         for ((to, name), value) in numbers.iter_mut().zip(names).zip(values) {
-            *to = value
-                .trim()
-                .parse()
-                .map_err(|_| Error::invalid(format!("{name} is `{value}`: expected a number, as {launcher} sets it")))?;
+            *to = value.trim().parse().map_err(|_| {
+                Error::invalid(format!("{name} is `{value}`: expected a number, as {launcher} sets it"))
+            })?;
         }
         let [rank, ranks, local_rank] = numbers;
         let [rank_name, ranks_name, local_name] = names;

@@ -39,7 +39,8 @@ impl Nccl {
         let Launch { rank, ranks, .. } = *launch;
         let bytes = device.allocate(ranks as usize, "barriers")?;
         let communicator = device.communicator(id, rank, ranks);
-        let communicator = communicator.map_err(|e| starter.as_ref().map_or(e.clone(), |starter| starter.give_up(e)))?;
+        let communicator =
+            communicator.map_err(|e| starter.as_ref().map_or(e.clone(), |starter| starter.give_up(e)))?;
         Ok(Nccl { communicator, bytes, rank, ranks, limit, starter })
     }
 }

@@ -62,6 +62,7 @@ fn over_mpi(launch: &Launch) -> Result<Arc<dyn Collective>> {
 
 #[cfg(not(feature = "mpi"))]
 fn over_mpi(launch: &Launch) -> Result<Arc<dyn Collective>> {
-    let message = format!("{} ranks need MPI on this device, and this build has none (cargo feature `mpi`)", launch.ranks);
+    let message =
+        format!("{} ranks need MPI on this device, and this build has none (cargo feature `mpi`)", launch.ranks);
     Err(kronsae::Error::new(kronsae::Status::Unsupported, message))
 }

@@ -66,7 +66,13 @@ fn rank_file(rank: u32) -> String {
 }
 
 /// Rank 0's part.
-fn invite(folder: &Path, launch: &Launch, end: Instant, limit: Duration, id: &CommunicatorId) -> Result<CommunicatorId> {
+fn invite(
+    folder: &Path,
+    launch: &Launch,
+    end: Instant,
+    limit: Duration,
+    id: &CommunicatorId,
+) -> Result<CommunicatorId> {
     let mark = hex(id);
     let mut written = Vec::new();
     loop {

@@ -79,7 +79,9 @@ fn model(out: &Path) -> Vec<u8> {
 fn losses(out: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
     let records = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    records.map(|record| format!("{} {} {} {}", record["step"], record["loss"], record["l0"], record["evaluation"])).collect()
+    records
+        .map(|record| format!("{} {} {} {}", record["step"], record["loss"], record["l0"], record["evaluation"]))
+        .collect()
 }
 
 #[test]

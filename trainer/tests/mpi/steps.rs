@@ -205,5 +205,8 @@ fn gathers_and_sends(mpi: &dyn Collective, device: &dyn Device, rank: usize) {
     // SAFETY: refused before anything is done (so below).
     assert!(unsafe { mpi.all_gather(device, &[Gathered { all: &short, bytes_each: 2 }]) }.is_err());
     // SAFETY: as above.
-    assert!(unsafe { mpi.broadcast(device, &short, 6, 0) }.is_err() && unsafe { mpi.broadcast(device, &short, 5, 3) }.is_err());
+    assert!(
+        unsafe { mpi.broadcast(device, &short, 6, 0) }.is_err()
+            && unsafe { mpi.broadcast(device, &short, 5, 3) }.is_err()
+    );
 }
