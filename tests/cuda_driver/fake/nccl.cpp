@@ -135,7 +135,7 @@ EXPORT int ncclGetUniqueId(Id* out) {
 EXPORT int ncclCommInitRank(void** out, int ranks, Id id, int rank) {
     BEGIN;
     if (!fake_has_context()) return INVALID_USAGE;
-    if (rank < 0 || rank >= ranks) return INVALID_ARGUMENT;
+    if (rank < 0 || rank >= ranks || id.text[0] == 0) return INVALID_ARGUMENT;
     const auto group = std::make_shared<Group>(Group{id.text, rank, ranks, 0, 0, false, SUCCESS});
     if (!write_whole(path(*group, "here", 0, rank), &ranks, sizeof ranks)) return SYSTEM_ERROR;
     for (int other = 0; other < ranks; other++) {
