@@ -119,8 +119,15 @@ fn ranks_gather_on_the_stream_and_in_graphs() {
         let calls: Vec<&str> = log.lines().filter(|line| line.starts_with("nccl")).collect();
         let start = ["ncclGetUniqueId", "ncclCommInitRank"];
         let gather = ["ncclGroupStart", "ncclAllGather", "ncclAllGather", "ncclGroupEnd"];
-        let expected: Vec<&str> =
-            [&start[..], &gather, &["ncclBroadcast"], &gather, &["ncclGroupStart", "ncclGroupEnd"], &["ncclCommDestroy"]].concat();
+        let expected: Vec<&str> = [
+            &start[..],
+            &gather,
+            &["ncclBroadcast"],
+            &gather,
+            &["ncclGroupStart", "ncclGroupEnd"],
+            &["ncclCommDestroy"],
+        ]
+        .concat();
         assert_eq!(calls, expected, "{log}");
         // What is gathered never touches the host, and nothing was left.
         assert!(log.ends_with("the context is gone\n") && !log.contains("and memory with it"), "{log}");
@@ -232,7 +239,10 @@ fn child_loses_a_rank() {
 fn what_nccl_says_is_passed_on() {
     for function in ["ncclGetUniqueId", "ncclCommInitRank", "ncclAllGather", "ncclGroupEnd", "ncclBroadcast"] {
         let (said, log) = run("child_fails", 1, Installed::Everything, &[("FAKE_NCCL_FAILS", function)]);
-        assert!(said[0].starts_with("Internal: NCCL cannot ") && said[0].contains("unhandled system error"), "{said:?}");
+        assert!(
+            said[0].starts_with("Internal: NCCL cannot ") && said[0].contains("unhandled system error"),
+            "{said:?}"
+        );
         assert!(said[0].contains(&format!("planted in {function}")), "{said:?}");
         // What was begun is ended.
         let count = |name: &str| log.lines().filter(|line| *line == name).count();

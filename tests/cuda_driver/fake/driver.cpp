@@ -464,10 +464,10 @@ EXPORT int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, u
     IN_CONTEXT;
     const Function& function = *static_cast<Function*>(handle);
     if (shared > static_cast<unsigned>(function.dynamic) || gx == 0 || gy == 0) return INVALID_VALUE;
-    // Their values as they are now. Of their sizes nothing is known here but that none is larger than 32 bytes, which are
-    // there to be read; the list ends with a null.
+    // Their values as they are now. Of their sizes nothing is known here but that none is larger than 320 bytes (the
+    // largest is a RowUpdate), which are there to be read, as the caller has room for far more; the list ends with a null.
     struct alignas(16) Value {
-        unsigned char bytes[32];
+        unsigned char bytes[320];
     };
     std::vector<Value> values;
     for (size_t i = 0; i < 64 && parameters[i] != nullptr; i++) {
