@@ -107,7 +107,8 @@ impl Launch {
         let Some((launcher, names, missing)) = half else { return Ok(Self::alone()) };
         let set: Vec<&str> = names.into_iter().filter(|name| !missing.contains(name)).collect();
         Err(Error::invalid(format!(
-            "{} set, but {} not: {launcher} sets {} for every rank. Start all ranks by it, or unset what is there",
+            "{} set, but {} not: {launcher} sets {} for every rank. Start all ranks by it, unset what is there, or give \
+             --collective none",
             is(&set),
             is(&missing),
             names.join(", ")

@@ -56,6 +56,8 @@ enum Replay {
 
 /// Computes training steps on a device.
 pub struct CudaBackend {
+    // Dropped first: NCCL wants its graphs gone before its groups.
+    replay: Replay,
     device: Arc<dyn Device>,
     collective: Arc<dyn Collective>,
     settings: StepSettings,
@@ -65,7 +67,6 @@ pub struct CudaBackend {
     state: DeviceState,
     space: Space,
     input: Input,
-    replay: Replay,
     /// Tokens of the step that was begun, and its number.
     begun: Option<(usize, u64)>,
     /// Whether this rank wishes to stop, and whether one did in the last step.
