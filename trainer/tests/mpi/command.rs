@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 mod fixtures;
 use fixtures::{Rng, activations, write_shards};
 
-const D: usize = 12;
+pub(crate) const D: usize = 12;
 /// In which everything here ends, with time to spare.
 const LIMIT: Duration = Duration::from_secs(100);
 
@@ -164,7 +164,8 @@ fn a_run_of_which_a_rank_was_killed_goes_on_to_the_same_model() {
         assert!(killed.elapsed() < Duration::from_secs(20), "the other rank went on for {:?}", killed.elapsed());
         assert!(!out.join("model.safetensors").exists());
     }
-    let output = end(on_ranks(2, &shards, &out, &["--resume"]).spawn().unwrap(), LIMIT);
+    // On any number of ranks.
+    let output = end(on_ranks(3, &shards, &out, &["--resume"]).spawn().unwrap(), LIMIT);
     assert!(output.status.success() && said(&output).contains("resumed after step"), "{}", said(&output));
     assert!(model(&out) == model(&whole), "another model than that of a run that nothing happened to");
     assert_eq!(losses(&out), losses(&whole));

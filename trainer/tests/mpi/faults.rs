@@ -1,9 +1,11 @@
 //! What goes wrong on ranks: it is said, and nobody waits for ever.
 
-use crate::command::{data, flags, kronsae};
+use crate::command::{D, data, flags, kronsae};
 use crate::common::{device, turn};
 use crate::launch::{child, end, mpirun, ranks, said};
 use kronsae::Error;
+use kronsae::sae::{Encoder, padded};
+use kronsae_trainer::checkpoint;
 use kronsae_trainer::collective::{Collective, Gathered, Launch, Mpi};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -60,17 +62,6 @@ fn child_panics() {
     }
 }
 
-/// Overwrites a tensor of a checkpoint with one value.
-fn overwrite(path: &Path, tensor: &str, value: f32) {
-    let mut bytes = std::fs::read(path).unwrap();
-    let header = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
-    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
-    let at = |which: usize| 8 + header + json[tensor]["data_offsets"][which].as_u64().unwrap() as usize;
-    let (start, stop) = (at(0), at(1));
-    bytes[start..stop].chunks_mut(4).for_each(|to| to.copy_from_slice(&value.to_le_bytes()));
-    std::fs::write(path, bytes).unwrap();
-}
-
 #[test]
 fn a_run_that_diverges_ends_all_ranks_with_one_error() {
     let _turn = turn();
@@ -85,8 +76,14 @@ fn a_run_that_diverges_ends_all_ranks_with_one_error() {
     assert!(run(&[]).status.success());
     let checkpoints = out.join("checkpoints");
     std::fs::remove_file(checkpoints.join("step-0000000026.safetensors")).unwrap();
+    let encoder = Encoder::Kron { heads: 6, base: 2, extension: 2 };
+    let loaded = checkpoint::load_newest(&checkpoints, encoder, D, &mut |e| panic!("{e}")).unwrap();
+    let (header, mut state, normalisation) = loaded.unwrap();
     // So large that no pre-activation is finite.
-    overwrite(&checkpoints.join("step-0000000025.safetensors"), "encoder.weight", 3e38);
+    for row in state.encoder_weight.value.chunks_mut(padded(D)) {
+        row[..D].fill(3e38);
+    }
+    checkpoint::save(&checkpoints, &header, &state, &normalisation).unwrap();
     let output = run(&["--resume"]);
     let text = said(&output);
     assert!(!output.status.success(), "{text}");
