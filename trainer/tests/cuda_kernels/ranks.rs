@@ -30,7 +30,7 @@ fn rows_are_alive_on_any_rank() {
     for (rows, parts) in [(1_usize, 2_usize), (32, 3), (33, 1), (70, 40), (2000, 5)] {
         let words = rows.div_ceil(32);
         // Bit r of part p is set for some pairs, and no part has all.
-        let is_set = |part: usize, row: usize| (row * 7 + part * 3) % (2 * parts + 1) == 0;
+        let is_set = |part: usize, row: usize| (row * 7 + part * 3).is_multiple_of(2 * parts + 1);
         let mask: Vec<u32> = (0..parts * words)
             .map(|at| {
                 let row = |bit: usize| at % words * 32 + bit;
