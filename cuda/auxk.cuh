@@ -7,8 +7,8 @@
 // kronsae_note_alive(
 //     const u32* starts,           [latents + 1] of the MAIN list of latents, without AuxK's
 //     u32 latents, u64* fired_at,  tokens_after where a pair touched the latent
-//     u32* positive,               [ceil(rows / 32)] bits; cleared, with halt too
-//     u32 rows, u64* positive_at,  tokens_after where the row's bit is set
+//     u32* positive, u32 parts,    [parts, ceil(rows / 32)] bits, a part a rank; cleared, with halt too
+//     u32 rows, u64* positive_at,  tokens_after where the row's bit is set in any part
 //     const Numbers*, const u32* halt)     null ok; where it is not 0, fired_at and positive_at stay
 //     Any grid, any block; no shared memory.
 //
@@ -71,9 +71,9 @@ struct Revival {
 static_assert(sizeof(Revival) == 184, "as the host lays it out");
 
 extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
-    kronsae_note_alive(const u32* starts, u32 latents, u64* fired_at, u32* positive, u32 rows, u64* positive_at,
-                       const Numbers* numbers, const u32* halt) {
-    const u64 now = numbers->tokens_after;
+    kronsae_note_alive(const u32* starts, u32 latents, u64* fired_at, u32* positive, u32 parts, u32 rows,
+                       u64* positive_at, const Numbers* numbers, const u32* halt) {
+    const u64 now = numbers->tokens_after, words = (rows + 31) / 32;
     const bool halted = halt && *halt != 0;
     const u32 first = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x;
     if (!halted) {
@@ -84,9 +84,10 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
     // A warp has the 32 rows of a word: all of it is read before it is cleared.
     for (u32 base = first - lane_id(); base < rows; base += step) {
         const u32 row = base + lane_id();
-        const u32 word = positive[base / 32];
+        u32 word = 0;
+        for (u32 part = 0; part < parts; ++part) word |= positive[part * words + base / 32];
         __syncwarp();
-        if (lane_id() == 0) positive[base / 32] = 0;
+        for (u32 part = lane_id(); part < parts; part += 32) positive[part * words + base / 32] = 0;
         if (!halted && row < rows && (word >> lane_id() & 1u) != 0) positive_at[row] = now;
     }
 }

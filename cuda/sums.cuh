@@ -27,6 +27,9 @@
 //     u32 roots;                   bit i: the root of list i's sum is taken (norms from squares)
 //     u32 reserved;
 //
+// kronsae_sum_counts(const u32* counts /*[parts, n]*/, u32 parts, u32 n, u32* totals /*[n]*/)
+//     Sums over parts: of each rank's count, that of all. Any grid, any block (a thread a count).
+//
 // kronsae_clip_factors(const Numbers*, const f64* norms /*[4]*/, f32* factors /*[4]*/)
 //     clip / norm where clip > 0 and norm > clip, otherwise 1, by the norms of the PREVIOUS step (zeros before the
 //     first). Launch it before this step's norms overwrite them. One block of 32.
@@ -145,6 +148,15 @@ extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
         for (u32 chunk = lane; chunk < s.chunks; chunk += 32) sum += s.partial[list * s.chunks + chunk];
         sum = warp_sum(sum);
         if (lane == 0) s.totals[list] = (s.roots >> list & 1u) != 0 ? sqrt(sum) : sum;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(KRONSAE_MOST_THREADS, 1)
+    kronsae_sum_counts(const u32* counts, u32 parts, u32 n, u32* totals) {
+    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
+        u32 total = 0;
+        for (u32 part = 0; part < parts; ++part) total += counts[u64(part) * n + i];
+        totals[i] = total;
     }
 }
 

@@ -4,8 +4,9 @@
 //! A device orders its work on streams. Everything here runs on the device's own stream, one after the other as it was
 //! given, unless a function takes a [`Stream`]. Nothing waits for the work to end except where it says so.
 
+use super::communicator::{Communicator, CommunicatorId};
 use super::pinned::{Arrival, PinnedMemory};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use std::any::Any;
 use std::ffi::c_void;
 use std::fmt;
@@ -527,4 +528,30 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`crate::Status::Device`] if something of it failed.
     fn synchronize(&self) -> Result<()>;
+
+    /// Whether devices like this one can join a group.
+    ///
+    /// # Errors
+    /// [`crate::Status::Unsupported`] if they cannot; a library that is missing for it is named.
+    fn check_communicators(&self) -> Result<()> {
+        Err(Error::new(Status::Unsupported, format!("{}: no device that NCCL knows", self.name())))
+    }
+
+    /// Begins a group of devices: one rank calls it, all join with what it gave.
+    ///
+    /// # Errors
+    /// As [`Device::check_communicators`]; [`crate::Status::Internal`] if the group cannot be made.
+    fn communicator_id(&self) -> Result<CommunicatorId> {
+        self.check_communicators().map(|()| [0; 128])
+    }
+
+    /// Joins a group of `ranks` devices as number `rank`; waits until all have joined.
+    ///
+    /// # Errors
+    /// As [`Device::communicator_id`]; [`crate::Status::InvalidArgument`] if there is no such rank.
+    fn communicator(&self, id: &CommunicatorId, rank: u32, ranks: u32) -> Result<Box<dyn Communicator>> {
+        let _ = (id, rank, ranks);
+        self.check_communicators()?;
+        Err(Error::new(Status::Unsupported, format!("{}: joins no group", self.name())))
+    }
 }

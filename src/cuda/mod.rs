@@ -1,6 +1,7 @@
 //! Devices: kernels over the CUDA driver, all libraries opened at run time, so that the same binary runs with and without
 //! a GPU. Cargo feature `cuda`; `cuda-emulation` adds a device whose kernels run on the CPU, for tests.
 
+mod communicator;
 mod device;
 #[cfg(feature = "cuda")]
 mod driver;
@@ -11,6 +12,7 @@ mod pinned;
 mod sae;
 mod selection;
 
+pub use communicator::{Communicator, CommunicatorId, Gathered};
 pub use device::{
     Address, Argument, Arguments, Device, DeviceMemory, Element, Graph, Kernel, Product, Release, Stream,
 };

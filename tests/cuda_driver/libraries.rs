@@ -14,9 +14,13 @@ pub(crate) enum Installed {
     HollowDriver,
     WithoutCublasLt,
     WithoutNvrtc,
+    WithoutNccl,
+    /// A libnccl with one function.
+    HollowNccl,
     Everything,
 }
 
+const HOLLOW_NCCL: &str = "extern \"C\" int ncclGetUniqueId(void* id) { (void)id; return 0; }";
 const ANCIENT: &str = "
 const char* text = \"CUDA_ERROR\";
 int cuDriverGetVersion(int* v) { *v = VERSION; return 0; }
@@ -40,14 +44,19 @@ fn built() -> &'static Path {
         let folder = tempfile::tempdir().expect("a folder");
         let all = folder.path().join("all");
         std::fs::create_dir(&all).unwrap();
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda_driver/fake");
+        // Of this package, or of one inside its folder that shares this file.
+        let folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+        let sources = folders.map(|folder| folder.join("tests/cuda_driver/fake")).find(|folder| folder.is_dir());
+        let sources = sources.expect("the stand-ins' sources");
         let path = |path: PathBuf| path.to_str().unwrap().to_owned();
         let source = |name: &str| path(sources.join(name));
         let output = |name: &str| path(all.join(name));
         let link = format!("-L{}", all.display());
         compile(&[&source("driver.cpp"), "-Wl,-soname,libcuda.so.1", "-o", &output("libcuda.so.1"), "-ldl"]);
         std::os::unix::fs::symlink("libcuda.so.1", all.join("libcuda.so")).unwrap();
-        for (name, from) in [("libcublasLt.so.13", "cublaslt.cpp"), ("libnvrtc.so.13", "nvrtc.cpp")] {
+        for (name, from) in
+            [("libcublasLt.so.13", "cublaslt.cpp"), ("libnvrtc.so.13", "nvrtc.cpp"), ("libnccl.so.2", "nccl.cpp")]
+        {
             compile(&[&source(from), &format!("-Wl,-soname,{name}"), "-o", &output(name), &link, "-lcuda"]);
         }
         for (kind, version) in [(Installed::AncientDriver, 11000), (Installed::HollowDriver, 12000)] {
@@ -57,11 +66,14 @@ fn built() -> &'static Path {
             std::fs::write(&text, format!("extern \"C\" {{ {ANCIENT} }}")).unwrap();
             compile(&[&path(text), &format!("-DVERSION={version}"), "-o", &path(to.join("libcuda.so.1"))]);
         }
+        let drivers = ["libcuda.so.1", "libcublasLt.so.13", "libnvrtc.so.13"];
         for (kind, files) in [
             (Installed::Nothing, &[][..]),
+            (Installed::WithoutNccl, &drivers),
+            (Installed::HollowNccl, &drivers),
             (Installed::WithoutCublasLt, &["libcuda.so.1", "libnvrtc.so.13"]),
             (Installed::WithoutNvrtc, &["libcuda.so.1", "libcublasLt.so.13"]),
-            (Installed::Everything, &["libcuda.so.1", "libcublasLt.so.13", "libnvrtc.so.13"]),
+            (Installed::Everything, &["libcuda.so.1", "libcublasLt.so.13", "libnvrtc.so.13", "libnccl.so.2"]),
         ] {
             let to = folder.path().join(format!("{kind:?}"));
             std::fs::create_dir(&to).unwrap();
@@ -69,9 +81,18 @@ fn built() -> &'static Path {
                 std::os::unix::fs::symlink(all.join(file), to.join(file)).unwrap();
             }
         }
+        let to = folder.path().join(format!("{:?}", Installed::HollowNccl));
+        let text = to.join("nccl.cpp");
+        std::fs::write(&text, HOLLOW_NCCL).unwrap();
+        compile(&[&path(text), "-o", &path(to.join("libnccl.so.2"))]);
         folder
     });
     built.path()
+}
+
+/// The folder of these libraries, for `LD_LIBRARY_PATH`.
+pub(crate) fn folder(installed: Installed) -> PathBuf {
+    built().join(format!("{installed:?}"))
 }
 
 /// Set in processes that [`outcome`] started.
@@ -87,7 +108,7 @@ pub(crate) fn outcome(test: &str, installed: Installed, environment: &[(&str, &s
     let cache = tempfile::tempdir().expect("a folder");
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"]);
-    command.env("LD_LIBRARY_PATH", built().join(format!("{installed:?}")));
+    command.env("LD_LIBRARY_PATH", folder(installed));
     command.env("XDG_CACHE_HOME", cache.path()).env(CHILD, "1");
     command.envs(environment.iter().copied());
     let output = command.output().unwrap();

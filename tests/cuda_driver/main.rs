@@ -3,6 +3,7 @@
 //!
 //! `cargo xtask test --only cuda-driver` runs this; `FAKE_CUDA_KERNELS` names the library of emulated kernels then.
 
+mod groups;
 mod libraries;
 mod missing;
 mod scenarios;

@@ -4,6 +4,7 @@ pub mod backend;
 pub mod bench;
 pub mod calibrate;
 pub mod checkpoint;
+pub mod collective;
 pub mod commands;
 pub mod data;
 pub mod encode_file;

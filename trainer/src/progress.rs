@@ -23,6 +23,7 @@ pub struct Progress {
     batch: u64,
     json: bool,
     terminal: bool,
+    quiet: bool,
     phase: String,
     last_line: Instant,
     held_out: Option<f64>,
@@ -51,12 +52,20 @@ impl Progress {
             batch: batch as u64,
             json,
             terminal: std::io::stderr().is_terminal(),
+            quiet: false,
             phase: String::new(),
             last_line: Instant::now(),
             held_out: None,
             stop,
             notes: Vec::new(),
         }
+    }
+
+    /// Shows nothing, and listens to signals alone: for the ranks behind the first, which find the same.
+    #[must_use]
+    pub fn quiet(mut self) -> Self {
+        (self.quiet, self.json, self.terminal) = (true, false, false);
+        self
     }
 
     /// Takes the bar away.
@@ -112,6 +121,7 @@ impl Observer for Progress {
             record.tokens_per_second
         );
         if !self.terminal
+            && !self.quiet
             && (self.last_line.elapsed() > Duration::from_secs(10) || step == self.total_steps || step == 1)
         {
             tell(&format!("step {step}/{}  {message}", self.total_steps));
@@ -123,7 +133,7 @@ impl Observer for Progress {
     fn evaluated(&mut self, record: &EvalRecord) {
         self.json(record);
         self.held_out = Some(record.evaluation.explained_variance.pooled);
-        if !self.terminal {
+        if !self.terminal && !self.quiet {
             let ev = &record.evaluation.explained_variance;
             tell(&format!(
                 "step {}/{}  held-out EV {:.4} pooled, {:.4} per token",
@@ -133,7 +143,9 @@ impl Observer for Progress {
     }
 
     fn note(&mut self, note: &str) {
-        self.bar.suspend(|| tell(note));
+        if !self.quiet {
+            self.bar.suspend(|| tell(note));
+        }
         self.notes.push(note.to_owned());
     }
 

@@ -1,7 +1,8 @@
 //! The training loop: batches in, checkpoints and one model file out. It knows no device and prints nothing; what
 //! happens is told to an [`Observer`].
 
-use crate::backend::{Backend, Batch, StepStats, TrainState, choose};
+use crate::backend::choose::Place;
+use crate::backend::{Backend, Batch, StepStats, TrainState};
 use crate::checkpoint::{self, Header};
 use crate::data::{Batches, Dataset, Filled, Normalisation};
 use crate::eval::{EvalOptions, Evaluation, evaluate};
@@ -90,14 +91,19 @@ pub enum Outcome {
         /// Steps done.
         step: u64,
     },
+    /// All steps are done, and another rank writes the model.
+    Followed,
 }
 
 /// Trains on `train`, evaluates on `held_out`, writes everything into `out`. With `resume`, goes on from the newest
 /// checkpoint there, if there is one.
 ///
+/// Where the settings say that this is one of several ranks, all call this, with the same data and folder; rank 0 alone
+/// evaluates and writes. A rank that fails takes the others with it, as far as its collective can.
+///
 /// # Errors
 /// Those of reading data and writing files; [`Status::InvalidArgument`] if a checkpoint belongs to other settings or
-/// other data; [`Status::Internal`] if training diverged.
+/// other data, or ranks disagree about what they run; [`Status::Internal`] if training diverged or a rank is lost.
 pub fn run(
     settings: &Settings,
     train: &Tokens,
@@ -106,15 +112,41 @@ pub fn run(
     resume: bool,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
+    let place = Place::find(settings, out, &mut |text| observer.note(text))?;
+    run_at(&place, settings, train, held_out, out, resume, observer).map_err(|error| place.give_up(error))
+}
+
+fn run_at(
+    place: &Place,
+    settings: &Settings,
+    train: &Tokens,
+    held_out: Option<&Tokens>,
+    out: &Path,
+    resume: bool,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
     let checkpoints = out.join(names::CHECKPOINTS);
-    if resume {
-        [out, &checkpoints].into_iter().for_each(kronsae::tensor_file::remove_temporaries);
+    let first = place.is_first();
+    if first {
+        if resume {
+            [out, &checkpoints].into_iter().for_each(kronsae::tensor_file::remove_temporaries);
+        }
+        let name = checkpoints.display().to_string();
+        std::fs::create_dir_all(&checkpoints).map_err(|e| Error::io("create", &name, &e))?;
     }
+    // What an earlier attempt of rank 0 was writing is whole or gone from here on.
+    place.barrier()?;
     let fingerprint = format!("{}rows{:?}", train.data.fingerprint()?, train.rows);
     let (mut header, state, normalisation) = start(settings, train, &checkpoints, &fingerprint, resume, observer)?;
+    place.agree(&beginning(&header, settings, &fingerprint, &normalisation))?;
     let normalisation = Arc::new(normalisation);
-    let mut backend = choose::backend(settings, state, &normalisation, &mut |text| observer.note(text))?;
-    let mut metrics = MetricsLog::open(&out.join(names::METRICS), out, header.step, settings.steps)?;
+    let mut backend = place.backend(settings, state, &normalisation)?;
+    let mut metrics = match first {
+        true => Some(MetricsLog::open(&out.join(names::METRICS), out, header.step, settings.steps)?),
+        false => None,
+    };
+    // Other ranks go on to the next step, and wait there for what rank 0 evaluates and writes.
+    let held_out = held_out.filter(|_| first);
     let schedule = Schedule {
         peak: settings.lr,
         last: settings.lr * settings.lr_end,
@@ -153,7 +185,7 @@ pub fn run(
         let last = header.step == settings.steps;
         let logged = header.step.is_multiple_of(settings.log_every) || last || header.step == 1;
         let record = logged.then(|| StepRecord::new(&header, settings, &stats, rate));
-        if let Some(record) = &record {
+        if let (Some(metrics), Some(record)) = (&mut metrics, &record) {
             metrics.step(record)?;
         }
         observer.step(header.step, &stats, record.as_ref());
@@ -161,7 +193,7 @@ pub fn run(
         if settings.eval_every > 0
             && header.step.is_multiple_of(settings.eval_every)
             && !last
-            && let Some(tokens) = held_out
+            && let (Some(metrics), Some(tokens)) = (&mut metrics, held_out)
         {
             let sae = Folded::new(backend.state()?, &normalisation, settings.dtype.dtype())?
                 .sae(backend.state()?, config.clone())?;
@@ -170,8 +202,8 @@ pub fn run(
             metrics.evaluation(&record)?;
             observer.evaluated(&record);
         }
-        let stop = observer.should_stop() && !last;
-        if header.step.is_multiple_of(settings.checkpoint_every) || last || stop {
+        let stop = backend.agree_to_stop(observer.should_stop()) && !last;
+        if first && (header.step.is_multiple_of(settings.checkpoint_every) || last || stop) {
             match checkpoint::save(&checkpoints, &header, backend.state()?, &normalisation) {
                 Ok(()) => saved = header.step,
                 // The run is worth more than this checkpoint; the ones before it are whole.
@@ -179,7 +211,7 @@ pub fn run(
             }
         }
         if stop {
-            if saved != header.step {
+            if first && saved != header.step {
                 return Err(Error::new(
                     Status::Io,
                     format!("stopped at step {}, but its checkpoint could not be written", header.step),
@@ -189,6 +221,7 @@ pub fn run(
         }
     }
     drop((batches, room));
+    let Some(mut metrics) = metrics else { return Ok(Outcome::Followed) };
 
     let model = out.join(names::MODEL);
     Folded::new(backend.state()?, &normalisation, settings.dtype.dtype())?.write(backend.state()?, &config, &model)?;
@@ -267,8 +300,6 @@ fn start(
     resume: bool,
     observer: &mut dyn Observer,
 ) -> Result<(Header, TrainState, Normalisation)> {
-    let name = checkpoints.display().to_string();
-    std::fs::create_dir_all(checkpoints).map_err(|e| Error::io("create", &name, &e))?;
     if resume {
         check_newest(checkpoints, &settings.identity(), fingerprint)?;
         let mut damaged = |e: &Error| observer.note(&format!("passed over a damaged checkpoint: {e}"));
@@ -285,6 +316,22 @@ fn start(
     let header =
         Header { step: 0, skipped: 0, seconds: 0.0, settings: settings.identity(), data: fingerprint.to_owned() };
     Ok((header, state, normalisation))
+}
+
+/// All that ranks must have in common when they begin; the shards' names stand for themselves.
+fn beginning(header: &Header, settings: &Settings, data: &str, normalisation: &Normalisation) -> String {
+    let mut mean = 0_u64;
+    for value in &normalisation.mean {
+        mean = mean.wrapping_mul(0x0000_0100_0000_01B3) ^ u64::from(value.to_bits());
+    }
+    format!(
+        "after step {}; {}; data {data}; mean {mean:016x} scale {:08x}; {} {}",
+        header.step,
+        settings.identity(),
+        normalisation.scale.to_bits(),
+        env!("CARGO_PKG_NAME"),
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 /// Refuses checkpoints of other settings or other data, before their tensors are read.

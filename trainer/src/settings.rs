@@ -1,6 +1,7 @@
 //! What a training run is told: flags and a TOML file with the same names, merged over defaults.
 
 use crate::backend::{Moments, Precision, choose};
+use crate::collective::Launch;
 use clap::{Args, ValueEnum};
 use kronsae::sae::Encoder;
 use kronsae::{Dtype, Error, Result};
@@ -27,6 +28,20 @@ pub enum BackendKind {
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
+}
+
+/// What carries data between ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CollectiveKind {
+    /// NCCL between GPUs, where a launcher says that there are several ranks.
+    Auto,
+    /// This process trains alone, whatever the environment says.
+    None,
+    /// MPI, through the host's memory; in builds with the cargo feature `mpi`.
+    Mpi,
+    /// NCCL.
+    Nccl,
 }
 
 /// How pre-activations are computed in training.
@@ -171,6 +186,12 @@ pub struct TrainArgs {
     /// Who computes [default: auto]
     #[arg(long, value_enum, help_heading = "Running")]
     pub backend: Option<BackendKind>,
+    /// CUDA device, by its number [default: the rank on this machine, 0 without a launcher]
+    #[arg(long, value_name = "N", help_heading = "Running")]
+    pub device: Option<u32>,
+    /// What carries data between the ranks that a launcher has started; results do not depend on it [default: auto]
+    #[arg(long, value_enum, help_heading = "Running")]
+    pub collective: Option<CollectiveKind>,
     /// How pre-activations are computed; results depend on it, and a resumed run keeps it [default: auto]
     #[arg(long, value_enum, help_heading = "Running")]
     pub precision: Option<PrecisionChoice>,
@@ -215,7 +236,7 @@ impl TrainArgs {
         }
         merge!(over over under: hold_out, shuffle_window, encoder, heads, base, extension, latents, k, dtype, tokens, batch,
             lr, lr_end, warmup, seed, auxk, auxk_k, dead_after, revive_rows, clip_previous_step, threads, backend,
-            precision, moments, checkpoint_every, eval_every, log_every)
+            device, collective, precision, moments, checkpoint_every, eval_every, log_every)
     }
 
     /// Reads a TOML file of settings.
@@ -284,6 +305,12 @@ impl TrainArgs {
         most("tokens", tokens, 1 << 60)?;
         let default_window = 65_536.min((512 << 20) / row_bytes);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let collective = self.collective.unwrap_or(CollectiveKind::Auto);
+        let launch = match collective {
+            CollectiveKind::None => Launch::alone(),
+            _ => Launch::from_environment().map_err(|e| e.within("training on several ranks"))?,
+        };
+        let device = self.device.unwrap_or(launch.local_rank);
         Ok(Settings {
             encoder,
             d_model,
@@ -309,8 +336,12 @@ impl TrainArgs {
             precision: choose::precision(
                 self.backend.unwrap_or(BackendKind::Auto),
                 self.precision.unwrap_or(PrecisionChoice::Auto),
+                device,
             )?,
             moments: self.moments.unwrap_or(MomentsChoice::F32).moments(),
+            device,
+            collective,
+            launch,
             checkpoint_every: interval(positive("checkpoint-every", self.checkpoint_every.unwrap_or(1000))?),
             eval_every: interval(self.eval_every.unwrap_or((steps / 10).max(1))),
             log_every: interval(positive("log-every", self.log_every.unwrap_or(10))?),
@@ -367,6 +398,12 @@ pub struct Settings {
     pub threads: usize,
     /// Who computes.
     pub backend: BackendKind,
+    /// CUDA device, by its number.
+    pub device: u32,
+    /// What carries data between ranks.
+    pub collective: CollectiveKind,
+    /// Which of the ranks this is.
+    pub launch: Launch,
     /// How pre-activations are computed.
     pub precision: Precision,
     /// How Adam's moments are kept.
@@ -380,8 +417,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Everything that changes the resulting tensors, as text: what a resumed run must agree on. Threads and intervals
-    /// are not in it.
+    /// Everything that changes the resulting tensors, as text: what a resumed run must agree on. Threads, ranks and
+    /// intervals are not in it.
     #[must_use]
     pub fn identity(&self) -> String {
         format!(
@@ -411,7 +448,8 @@ impl Settings {
         )
     }
 
-    /// The same settings as arguments, every one given: what `config.toml` of a run holds.
+    /// The same settings as arguments, every one given but those of this process alone (its device, its rank): what
+    /// `config.toml` of a run holds.
     #[must_use]
     pub fn to_args(&self, data: &[PathBuf], eval_data: &[PathBuf], hold_out: usize) -> TrainArgs {
         let mut args = TrainArgs {

@@ -36,7 +36,8 @@ struct Package {
 /// # Errors
 /// The crates whose licence is not.
 pub(crate) fn check(root: &Path) -> Result<(), String> {
-    let packages = packages(root)?;
+    // Those of optional features too, which somebody may build and hand on.
+    let packages = packages(root, &["--all-features"])?;
     let wrong: Vec<String> = packages
         .iter()
         .filter(|package| !allowed(&package.licence, package.shipped))
@@ -55,7 +56,7 @@ pub(crate) fn check(root: &Path) -> Result<(), String> {
 /// # Errors
 /// Those of `cargo metadata` and of reading.
 pub(crate) fn texts(root: &Path) -> Result<String, String> {
-    let packages = packages(root)?;
+    let packages = packages(root, &[])?;
     let (mut texts, mut list): (BTreeMap<String, BTreeSet<String>>, String) = Default::default();
     for package in packages.iter().filter(|package| package.shipped && !package.ours) {
         let name = format!("{} {}", package.name, package.version);
@@ -88,8 +89,8 @@ fn licence_files(folder: &Path) -> Result<Vec<String>, String> {
     files.iter().map(|file| Ok(String::from_utf8_lossy(&std::fs::read(file).map_err(cannot)?).into_owned())).collect()
 }
 
-fn packages(root: &Path) -> Result<Vec<Package>, String> {
-    let mut command = cargo(root, &["metadata", "--format-version=1", "--locked"]);
+fn packages(root: &Path, features: &[&str]) -> Result<Vec<Package>, String> {
+    let mut command = cargo(root, &[&["metadata", "--format-version=1", "--locked"], features].concat());
     let ran = command.output().map_err(|e| format!("cargo metadata: cannot be started: {e}"))?;
     if !ran.status.success() {
         return Err(format!("cargo metadata failed:\n{}", String::from_utf8_lossy(&ran.stderr)));

@@ -1,15 +1,20 @@
 //! Which of NVIDIA's libraries are there. The bindings open a library at its first call and panic where there is none or it
 //! lacks a function, so all that will be called is asked for here, before anything is.
 
+use crate::cuda::communicator::CommunicatorId;
 use crate::error::{Error, Result, Status};
+use cudarc::driver::sys::CUstream;
 use cudarc::{cublaslt, driver, nvrtc};
+use libloading::Library;
+use std::ffi::{c_char, c_int, c_void};
 use std::panic::catch_unwind;
+use std::sync::OnceLock;
 
 /// The oldest driver that serves, by the CUDA version it supports: the first whose graphs are made the way they are here.
 const OLDEST_DRIVER: i32 = 11_040;
 
 /// What this crate calls of libcuda.
-const DRIVER_FUNCTIONS: [&str; 43] = [
+const DRIVER_FUNCTIONS: [&str; 44] = [
     "cuCtxPopCurrent_v2",
     "cuCtxPushCurrent_v2",
     "cuDeviceGet",
@@ -51,6 +56,7 @@ const DRIVER_FUNCTIONS: [&str; 43] = [
     "cuStreamDestroy_v2",
     "cuStreamEndCapture",
     "cuStreamGetCtx",
+    "cuStreamQuery",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
 ];
@@ -182,4 +188,68 @@ pub(super) fn nvrtc() -> Result<(i32, i32)> {
         nvrtc::sys::nvrtcResult::NVRTC_SUCCESS => Ok((major, minor)),
         failure => Err(unsupported(format!("libnvrtc does not tell its version: {failure:?}"))),
     }
+}
+
+/// `ncclUniqueId`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct UniqueId(pub(super) CommunicatorId);
+
+/// What this crate calls of libnccl, found once. Results are `ncclResult_t`, groups are handles. The bindings do not look
+/// for `libnccl.so.2`, which is the only name that NCCL has where it is installed to be used, not to be compiled against.
+pub(super) struct Nccl {
+    pub(super) get_unique_id: unsafe extern "C" fn(*mut c_void) -> c_int,
+    pub(super) comm_init_rank: unsafe extern "C" fn(*mut *mut c_void, c_int, UniqueId, c_int) -> c_int,
+    pub(super) comm_destroy: unsafe extern "C" fn(*mut c_void) -> c_int,
+    pub(super) comm_abort: unsafe extern "C" fn(*mut c_void) -> c_int,
+    pub(super) comm_get_async_error: unsafe extern "C" fn(*mut c_void, *mut c_int) -> c_int,
+    pub(super) get_error_string: unsafe extern "C" fn(c_int) -> *const c_char,
+    pub(super) get_last_error: unsafe extern "C" fn(*mut c_void) -> *const c_char,
+    pub(super) group_start: unsafe extern "C" fn() -> c_int,
+    pub(super) group_end: unsafe extern "C" fn() -> c_int,
+    pub(super) all_gather:
+        unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, *mut c_void, CUstream) -> c_int,
+    pub(super) broadcast:
+        unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, *mut c_void, CUstream) -> c_int,
+}
+
+/// Opens NCCL, once, for good.
+///
+/// # Errors
+/// [`Status::Unsupported`], saying what is missing.
+pub(super) fn nccl() -> Result<&'static Nccl> {
+    static NCCL: OnceLock<std::result::Result<Nccl, String>> = OnceLock::new();
+    NCCL.get_or_init(open_nccl).as_ref().map_err(|message| unsupported(message.clone()))
+}
+
+fn open_nccl() -> std::result::Result<Nccl, String> {
+    let advice = "install NCCL 2.13 or newer (Debian: libnccl2; or the Python package nvidia-nccl-cu13 or -cu12) where the \
+                  loader finds it, by LD_LIBRARY_PATH say";
+    // SAFETY: opening NVIDIA's library is what the name stands for.
+    let opened = ["libnccl.so.2", "libnccl.so"].iter().find_map(|name| unsafe { Library::new(*name) }.ok());
+    let library = opened.ok_or_else(|| format!("libnccl.so.2 cannot be opened; {advice}"))?;
+    macro_rules! function {
+        ($name:literal) => {
+            // SAFETY: the function has had this type since it is there; the library stays loaded, being leaked below.
+            *unsafe { library.get($name) }.map_err(|_| {
+                let name = String::from_utf8_lossy($name);
+                format!("libnccl has no {}: it is too old; {advice}", name.trim_end_matches('\0'))
+            })?
+        };
+    }
+    let nccl = Nccl {
+        get_unique_id: function!(b"ncclGetUniqueId\0"),
+        comm_init_rank: function!(b"ncclCommInitRank\0"),
+        comm_destroy: function!(b"ncclCommDestroy\0"),
+        comm_abort: function!(b"ncclCommAbort\0"),
+        comm_get_async_error: function!(b"ncclCommGetAsyncError\0"),
+        get_error_string: function!(b"ncclGetErrorString\0"),
+        get_last_error: function!(b"ncclGetLastError\0"),
+        group_start: function!(b"ncclGroupStart\0"),
+        group_end: function!(b"ncclGroupEnd\0"),
+        all_gather: function!(b"ncclAllGather\0"),
+        broadcast: function!(b"ncclBroadcast\0"),
+    };
+    std::mem::forget(library);
+    Ok(nccl)
 }

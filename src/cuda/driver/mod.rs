@@ -1,4 +1,5 @@
-//! A GPU, over NVIDIA's driver: libcuda, libcublasLt and libnvrtc are opened at run time, and what is missing is named.
+//! A GPU, over NVIDIA's driver: libcuda, libcublasLt, libnvrtc and libnccl are opened at run time, and what is missing is
+//! named.
 //!
 //! The library is a guest: it takes the device's primary context, which the host's own CUDA code uses as well, makes it
 //! current for the time of a call and puts back what was there. It makes two streams and waits for nothing but its own work.
@@ -9,9 +10,11 @@ mod context;
 mod graph;
 mod libraries;
 mod module;
+mod nccl;
 mod product;
 mod sources;
 
+use super::communicator::{Communicator, CommunicatorId};
 use super::device::{Address, Arguments, Device, DeviceMemory, Graph, Kernel, Product, Release, Stream};
 use super::pinned::{Arrival, Landing, PinnedMemory, Unpin};
 use crate::error::{Error, Result, Status};
@@ -464,6 +467,18 @@ impl Device for CudaDevice {
     fn synchronize(&self) -> Result<()> {
         let _current = self.enter_idle("wait")?;
         self.wait()
+    }
+
+    fn check_communicators(&self) -> Result<()> {
+        libraries::nccl().map(drop)
+    }
+
+    fn communicator_id(&self) -> Result<CommunicatorId> {
+        nccl::new_id()
+    }
+
+    fn communicator(&self, id: &CommunicatorId, rank: u32, ranks: u32) -> Result<Box<dyn Communicator>> {
+        Ok(Box::new(nccl::Group::join(&self.context, id, rank, ranks)?))
     }
 }
 

@@ -15,6 +15,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <unistd.h>
 #include <vector>
 
 namespace {
@@ -30,6 +31,7 @@ enum Result {
     UNSUPPORTED_PTX_VERSION = 222,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
+    NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
     LAUNCH_FAILED = 719,
     STREAM_CAPTURE_UNSUPPORTED = 900,
@@ -85,10 +87,15 @@ Stream* stream_of(void* handle) {
     if (handle == nullptr || handle == reinterpret_cast<void*>(1)) return &default_stream;
     return static_cast<Stream*>(handle);
 }
+bool again = false; // the work just run waits for something that has not come yet
 void run_one(Stream& stream) {
-    const Work work = std::move(stream.queue.front());
+    Work work = std::move(stream.queue.front());
     stream.queue.pop_front();
+    again = false;
     work();
+    if (!again) return;
+    stream.queue.push_front(std::move(work));
+    usleep(100);
 }
 void finish(Stream& stream) {
     while (!stream.queue.empty()) run_one(stream);
@@ -129,6 +136,7 @@ EXPORT void fake_enqueue(void* handle, Work* work) {
     if (stream.capturing != nullptr) stream.capturing->work.push_back(std::move(*work));
     else stream.queue.push_back(std::move(*work));
 }
+EXPORT void fake_not_yet() { again = true; }
 /// What a GPU would do by itself sooner or later.
 EXPORT void fake_finish_all() {
     LOCKED;
@@ -320,6 +328,14 @@ EXPORT int cuStreamSynchronize(void* handle) {
     finish(stream);
     return sticky;
 }
+EXPORT int cuStreamQuery(void* handle) {
+    IN_CONTEXT;
+    Stream& stream = *stream_of(handle);
+    if (stream.capturing != nullptr) return STREAM_CAPTURE_UNSUPPORTED;
+    // Each look finds a little more of it done.
+    if (!stream.queue.empty()) run_one(stream);
+    return stream.queue.empty() ? sticky : NOT_READY;
+}
 EXPORT int cuStreamBeginCapture_v2(void* handle, int) {
     IN_CONTEXT;
     Stream& stream = *stream_of(handle);
@@ -448,10 +464,10 @@ EXPORT int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, u
     IN_CONTEXT;
     const Function& function = *static_cast<Function*>(handle);
     if (shared > static_cast<unsigned>(function.dynamic) || gx == 0 || gy == 0) return INVALID_VALUE;
-    // Their values as they are now. Of their sizes nothing is known here but that none is larger than 32 bytes, which are
-    // there to be read; the list ends with a null.
+    // Their values as they are now. Of their sizes nothing is known here but that none is larger than 320 bytes (the
+    // largest is a RowUpdate), which are there to be read, as the caller has room for far more; the list ends with a null.
     struct alignas(16) Value {
-        unsigned char bytes[32];
+        unsigned char bytes[320];
     };
     std::vector<Value> values;
     for (size_t i = 0; i < 64 && parameters[i] != nullptr; i++) {

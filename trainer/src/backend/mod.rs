@@ -168,6 +168,12 @@ pub trait Backend {
         self.finish()
     }
 
+    /// Whether to stop after the step that was finished: whether `wish`; or, where several ranks train together, whether one
+    /// of them has wished so by the time the step began, so that all stop after the same.
+    fn agree_to_stop(&mut self, wish: bool) -> bool {
+        wish
+    }
+
     /// Whether batches may come as the shards have them, to be normalised on the device.
     fn takes_raw(&self) -> bool {
         false

@@ -5,7 +5,7 @@ use super::train::{Plan, plan, prepare, summary, write_report};
 use crate::examples::{ExampleOptions, token_latents, top_activations};
 use crate::progress::{Progress, tell};
 use crate::run::{Finished, Outcome, Tokens, names, run as train};
-use crate::settings::TrainArgs;
+use crate::settings::{CollectiveKind, TrainArgs};
 use crate::terminal::{self, Style};
 use kronsae::{Error, Result, Sae};
 use std::fmt::Write as _;
@@ -56,6 +56,7 @@ fn settings(args: &Args, sample: &Path) -> TrainArgs {
         tokens: Some(args.tokens.unwrap_or(512_000)),
         seed: Some(args.seed),
         threads: args.threads,
+        collective: Some(CollectiveKind::None),
         ..TrainArgs::default()
     }
 }

@@ -19,12 +19,22 @@ use std::sync::Arc;
 /// model), report.html (a page about the run), config.toml (every setting), metrics.jsonl and TensorBoard event files
 /// (curves), and checkpoints/. A run that was interrupted, even by kill -9, goes on with --resume and ends with the same
 /// tensors as if it had not been.
+///
+/// Several GPUs train together where a launcher starts a process for each: every rank is given the same command, divides the
+/// batch with the others and ends each step with their bits; rank 0 writes. The run is the one that a single GPU would make of
+/// the same flags.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   kronsae train --data shards/ --out run1
   kronsae train --data shards/ --out run2 --encoder dense --latents 8192 --k 32 --tokens 10000000
   kronsae train --config run1/config.toml --seed 1 --out run3
-  kronsae train --out run1 --resume")]
+  kronsae train --out run1 --resume
+
+Several GPUs, one process each (torchrun, Open MPI or Slurm):
+  torchrun --no-python --nproc-per-node 2 kronsae train --data shards/ --out run4
+  mpirun -n 2 kronsae train --data shards/ --out run4
+  srun --ntasks 2 --kill-on-bad-exit=1 kronsae train --data shards/ --out run4
+After a fault, start all of them again with --resume.")]
 pub struct Args {
     /// Folder of the run; made if it does not exist
     #[arg(long, value_name = "DIR")]
@@ -117,10 +127,14 @@ pub fn run_command(args: Args) -> Result<()> {
     // A resumed run keeps the settings it began with: what is given anew must agree, or is refused before anything changes.
     // Before its first checkpoint it has not begun.
     let begun = !checkpoint::list(&args.out.join(names::CHECKPOINTS))?.is_empty();
-    if !(begun && config_path.exists()) {
+    let first = plan.settings.launch.rank == 0;
+    if first && !(begun && config_path.exists()) {
         prepare(&args.out, &plan)?;
     }
     let mut progress = Progress::new(plan.settings.steps, plan.settings.batch, args.json);
+    if !first {
+        progress = progress.quiet();
+    }
     let outcome = run(&plan.settings, &plan.train, plan.held_out.as_ref(), &args.out, args.resume, &mut progress)?;
     progress.finish();
     match outcome {
@@ -131,12 +145,15 @@ pub fn run_command(args: Args) -> Result<()> {
             print(&text)
         }
         Outcome::Stopped { step } => {
-            tell(&format!(
-                "stopped after step {step}; go on with: kronsae train --out {} --resume",
-                args.out.display()
-            ));
+            if first {
+                tell(&format!(
+                    "stopped after step {step}; go on with: kronsae train --out {} --resume",
+                    args.out.display()
+                ));
+            }
             std::process::exit(130);
         }
+        Outcome::Followed => Ok(()),
     }
 }
 

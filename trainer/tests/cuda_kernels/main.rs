@@ -7,6 +7,7 @@ mod dead;
 mod device;
 mod emulator;
 mod races;
+mod ranks;
 mod reference;
 mod selection;
 mod sorting;

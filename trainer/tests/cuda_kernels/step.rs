@@ -366,6 +366,7 @@ pub(crate) fn step<T: Element>(emulator: &Emulator, run: Run, problem: &Problem<
             latents as u32,
             outcome.fired_at.address(),
             positive.address(),
+            1_u32,
             rows as u32,
             outcome.positive_at.address(),
             numbers.address(),

@@ -23,6 +23,11 @@ pub(super) fn driver(root: &Path) -> Report {
             cargo(root, &[&args[..], &["--", "--include-ignored", "--skip", "every_kernel_compiles"]].concat());
         command.env("FAKE_CUDA_KERNELS", kernels);
         let mut report = Report::of_tests(run(command));
+        // Ranks that train together over them.
+        let args = ["test", "--package", "kronsae-trainer", "--test", "nccl", "--", "--include-ignored"];
+        let mut command = cargo(root, &args);
+        command.env("FAKE_CUDA_KERNELS", kernels);
+        report.add(&Report::of_tests(run(command)));
         for features in ["cuda", "cuda-emulation"] {
             let lints =
                 ["clippy", "--package", "kronsae", "--features", features, "--all-targets", "--", "-D", "warnings"];

@@ -6,6 +6,7 @@ mod cuda_compile;
 mod cuda_device;
 pub(crate) mod go;
 mod llama;
+mod mpi;
 mod openssl;
 mod rust;
 
@@ -95,6 +96,12 @@ const STEPS: &[Step] = &[
         "the CUDA driver's device against stand-ins for NVIDIA's libraries, and what is missing is named",
         false,
         cuda_device::driver,
+    ),
+    tests(
+        "mpi",
+        "training on two and three MPI ranks over emulated kernels ends with the bits of one process",
+        false,
+        mpi::ranks,
     ),
     tests(
         "cuda-compile",

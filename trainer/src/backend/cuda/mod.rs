@@ -6,6 +6,9 @@
 //! row by row: the gradient goes straight into Adam. No sum's order depends on timing, so two runs on one device have
 //! equal bits.
 //!
+//! On several ranks each does the first part for its own range of tokens and gathers what the others found of theirs; the
+//! rest is the same on all, and so are its bits.
+//!
 //! In f32 everything is f32, without TF32. In bf16 the product, the gathered decoder rows, x and the residual are bf16,
 //! with sums, masters and moments in f32.
 
@@ -22,9 +25,10 @@ use super::cpu::DenseGradients;
 use super::cpu::kernels::Adam;
 use super::moments;
 use super::{Backend, Batch, Precision, StepInput, StepSettings, StepStats, TrainState};
+use crate::collective::{Collective, Single};
 use crate::data::Normalisation;
 use abi::Numbers;
-use bytes::as_bytes_mut;
+use bytes::{as_bytes, as_bytes_mut};
 use input::Input;
 use kronsae::cuda::{Device, DeviceMemory, Element, Graph};
 use kronsae::{Error, Result, Status};
@@ -53,7 +57,10 @@ enum Replay {
 
 /// Computes training steps on a device.
 pub struct CudaBackend {
+    // Dropped first: NCCL wants its graphs gone before its groups.
+    replay: Replay,
     device: Arc<dyn Device>,
+    collective: Arc<dyn Collective>,
     settings: StepSettings,
     sizes: Sizes,
     /// Parameters as of the last [`Backend::state`]; the number of tokens as of the last step.
@@ -61,9 +68,11 @@ pub struct CudaBackend {
     state: DeviceState,
     space: Space,
     input: Input,
-    replay: Replay,
     /// Tokens of the step that was begun, and its number.
     begun: Option<(usize, u64)>,
+    /// Whether this rank wishes to stop, and whether one did in the last step.
+    wish: bool,
+    stopping: bool,
 }
 
 /// What may be chosen about a [`CudaBackend`]; no result depends on it but for the rounding of sums over chunks: none.
@@ -87,21 +96,42 @@ impl CudaBackend {
         batch: usize,
         options: CudaOptions,
     ) -> Result<Self> {
+        Self::among(Arc::new(Single), device, state, settings, batch, options)
+    }
+
+    /// As [`CudaBackend::new`], one of several ranks that train together. All go on from the same state, are given the
+    /// same batches, whole, and make the same calls; all end every step with the same bits.
+    ///
+    /// # Errors
+    /// As [`CudaBackend::new`].
+    pub fn among(
+        collective: Arc<dyn Collective>,
+        device: Arc<dyn Device>,
+        state: TrainState,
+        settings: StepSettings,
+        batch: usize,
+        options: CudaOptions,
+    ) -> Result<Self> {
         let element = match settings.precision {
             Precision::F32 => Element::F32,
             Precision::Bf16 => Element::Bf16,
         };
-        let sizes = Sizes::new(state.encoder, state.d_model(), batch, options.chunk, &settings, element);
+        let ranks = collective.ranks();
+        let sizes = Sizes::new(state.encoder, state.d_model(), batch, ranks, options.chunk, &settings, element);
         refuse(&sizes, device.shared_bytes())?;
+        let graph = collective.can_be_captured() && !options.without_graph;
         Ok(CudaBackend {
             state: DeviceState::new(&device, &state, element, settings.moments)?,
             space: Space::new(&*device, &sizes)?,
             input: Input::new(&device),
-            replay: if options.without_graph { Replay::Never } else { Replay::Cold },
+            replay: if graph { Replay::Cold } else { Replay::Never },
             begun: None,
+            wish: false,
+            stopping: false,
             host: state,
             settings,
             sizes,
+            collective,
             device,
         })
     }
@@ -132,9 +162,9 @@ impl CudaBackend {
         let rows = self.prepare(input.step, input.learning_rate)?;
         let enqueued = self.enqueue(rows, Some(&capture));
         // Waits in any case.
-        let stats = self.read(rows, input.step);
+        let found = self.read();
         enqueued?;
-        let stats = stats?;
+        let stats = self.stats(&found?, rows, input.step)?;
         let mut parameters = lengths.map(|length| vec![0.0_f32; length]);
         for (to, from) in parameters.iter_mut().zip(&capture.parameters) {
             self.device.download(from, 0, as_bytes_mut(to))?;
@@ -204,12 +234,15 @@ impl CudaBackend {
             seed: moments::seed_of_step(step),
             reserved: 0,
         };
+        let flags = [0, u32::from(self.wish)];
+        self.device.upload(&self.space.flags, 8 * self.collective.rank() as usize, as_bytes(&flags))?;
         self.device.upload(&self.space.numbers, 0, &numbers.to_bytes())
     }
 
     fn enqueue(&self, rows: usize, capture: Option<&Capture>) -> Result<()> {
         let step = Step {
             on: self.launcher(),
+            collective: &*self.collective,
             sizes: &self.sizes,
             settings: &self.settings,
             state: &self.state,
@@ -241,11 +274,17 @@ impl CudaBackend {
     }
 
     /// Waits for the step, and reads what it found.
-    fn read(&self, rows: usize, step: u64) -> Result<StepStats> {
+    fn read(&self) -> Result<[u8; found::BYTES]> {
         let mut bytes = [0_u8; found::BYTES];
+        self.collective.wait(&*self.device)?;
         self.device.download(&self.space.found, 0, &mut bytes)?;
-        let sum = |at: usize| f64::from_ne_bytes(std::array::from_fn(|i| bytes[at + i]));
-        let count = |at: usize| u32::from_ne_bytes(std::array::from_fn(|i| bytes[at + i])) as usize;
+        Ok(bytes)
+    }
+
+    /// What a step found of its `rows` tokens: the same on all ranks.
+    fn stats(&self, found: &[u8; found::BYTES], rows: usize, step: u64) -> Result<StepStats> {
+        let sum = |at: usize| f64::from_ne_bytes(std::array::from_fn(|i| found[at + i]));
+        let count = |at: usize| count(found, at) as usize;
         let not_finite = count(found::NOT_FINITE);
         if not_finite > 0 {
             return Err(Error::new(
@@ -269,6 +308,11 @@ impl CudaBackend {
             revived_rows: count(found::REVIVED),
         })
     }
+}
+
+/// A number of what a step found.
+fn count(found: &[u8; found::BYTES], at: usize) -> u32 {
+    u32::from_ne_bytes(std::array::from_fn(|i| found[at + i]))
 }
 
 /// Refuses what the kernels do not take.
@@ -303,7 +347,7 @@ impl Backend for CudaBackend {
         });
         if begun.is_err() {
             // Whatever was started ends now; its own error is of no more interest.
-            let _ = self.device.synchronize();
+            let _ = self.collective.wait(&*self.device).and_then(|()| self.device.synchronize());
         }
         self.begun = Some((begun?, step));
         Ok(())
@@ -314,9 +358,17 @@ impl Backend for CudaBackend {
         if rows == 0 {
             return Ok(StepStats::default());
         }
-        let stats = self.read(rows, step)?;
+        let found = self.read()?;
+        let stats = self.stats(&found, rows, step)?;
         self.host.tokens += rows as u64;
+        self.stopping = count(&found, found::STOPPING) > 0;
         Ok(stats)
+    }
+
+    fn agree_to_stop(&mut self, wish: bool) -> bool {
+        // The wish travels with the next step, which all ranks end knowing of it.
+        self.wish |= wish;
+        self.stopping
     }
 
     fn takes_raw(&self) -> bool {
@@ -329,6 +381,10 @@ impl Backend for CudaBackend {
     }
 
     fn name(&self) -> String {
-        format!("cuda ({}, {})", self.device.name(), self.sizes.element.name())
+        let (device, element) = (self.device.name(), self.sizes.element.name());
+        match self.collective.name() {
+            "" => format!("cuda ({device}, {element})"),
+            over => format!("cuda ({device}, {element}, {} ranks over {over})", self.collective.ranks()),
+        }
     }
 }

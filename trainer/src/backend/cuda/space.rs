@@ -3,6 +3,7 @@
 use super::abi::{Address, Numbers};
 use super::sort::SortSpace;
 use crate::backend::StepSettings;
+use crate::collective::Share;
 use kronsae::Result;
 use kronsae::cuda::{Device, DeviceMemory, Element};
 use kronsae::sae::{Encoder, padded};
@@ -19,8 +20,10 @@ pub(super) struct Sizes {
     pub(super) encoder: Encoder,
     pub(super) d: usize,
     pub(super) stride: usize,
-    /// Tokens of a batch, at most.
+    /// Tokens of a batch, at most: of all ranks.
     pub(super) batch: usize,
+    /// Ranks that share it.
+    pub(super) ranks: u32,
     /// Tokens whose pre-activations are held at a time.
     pub(super) chunk: usize,
     /// Elements from one token's pre-activations to the next.
@@ -36,24 +39,37 @@ impl Sizes {
         encoder: Encoder,
         d: usize,
         batch: usize,
+        ranks: u32,
         chunk: Option<usize>,
         settings: &StepSettings,
         element: Element,
     ) -> Self {
         let ldy = encoder.rows().next_multiple_of(16);
-        let chunks = (batch * ldy * element.size()).div_ceil(PRE_ACTIVATION_BYTES).max(1);
-        let even = batch.div_ceil(chunks).next_multiple_of(CHUNK_TOKENS);
+        let own = Share::each(batch, ranks);
+        let chunks = (own * ldy * element.size()).div_ceil(PRE_ACTIVATION_BYTES).max(1);
+        let even = own.div_ceil(chunks).next_multiple_of(CHUNK_TOKENS);
         Sizes {
             encoder,
             d,
             stride: padded(d),
             batch,
-            chunk: chunk.unwrap_or(even).clamp(1, batch.max(1)),
+            ranks,
+            chunk: chunk.unwrap_or(even).clamp(1, own.max(1)),
             ldy,
             element,
             k: settings.k,
             k_aux: settings.auxk.map_or(0, |auxk| auxk.k.min(encoder.latents())),
         }
+    }
+
+    /// Tokens that there is room for in what ranks gather.
+    pub(super) fn room(&self) -> usize {
+        Share::room(self.batch, self.ranks)
+    }
+
+    /// Words of a bit for each encoder row.
+    pub(super) fn row_words(&self) -> usize {
+        self.encoder.rows().div_ceil(32)
     }
 
     /// Encoder rows that a latent is made of.
@@ -65,21 +81,22 @@ impl Sizes {
     }
 }
 
-/// What tokens touched, as selection and decoding write it.
+/// What tokens touched, as selection and decoding write it. Up to `squares` each rank writes the rows of its own tokens and
+/// gathers those of the others, so there is room for all ranks' parts, `[room]`: the batch, and padding of the last.
 pub(super) struct Lists {
-    /// u32 `[batch]`, latents of a token.
+    /// u32 `[room]`, latents of a token.
     pub(super) counts: DeviceMemory,
-    /// u32 `[batch, k]`.
+    /// u32 `[room, k]`.
     pub(super) indices: DeviceMemory,
-    /// f32 `[batch, k]`.
+    /// f32 `[room, k]`.
     pub(super) values: DeviceMemory,
-    /// u32 `[batch, rows_of_latent * k]`.
+    /// u32 `[room, rows_of_latent * k]`.
     pub(super) row_ids: DeviceMemory,
     /// f32, likewise.
     pub(super) row_coefficients: DeviceMemory,
-    /// `[batch, stride]`, in the element type: the gradient by x_hat, or AuxK's by e_hat.
+    /// `[room, stride]`, in the element type: the gradient by x_hat, or AuxK's by e_hat.
     pub(super) residual: DeviceMemory,
-    /// f32 `[batch]`: |x_hat - x|^2, or |e_hat - e|^2.
+    /// f32 `[room]`: |x_hat - x|^2, or |e_hat - e|^2.
     pub(super) squares: DeviceMemory,
     /// u32 `[latents + 1]`: where the pairs of each latent start, sorted.
     pub(super) latent_starts: DeviceMemory,
@@ -93,16 +110,16 @@ pub(super) struct Lists {
 
 impl Lists {
     fn new(device: &dyn Device, sizes: &Sizes, k: usize, what: &str) -> Result<Self> {
-        let (batch, row_slots) = (sizes.batch, sizes.rows_of_latent() * k);
+        let (batch, room, row_slots) = (sizes.batch, sizes.room(), sizes.rows_of_latent() * k);
         let words = |count: usize| device.allocate(count * 4, what);
         Ok(Lists {
-            counts: words(batch)?,
-            indices: words(batch * k)?,
-            values: words(batch * k)?,
-            row_ids: words(batch * row_slots)?,
-            row_coefficients: words(batch * row_slots)?,
-            residual: device.allocate(batch * sizes.stride * sizes.element.size(), "residuals")?,
-            squares: words(batch)?,
+            counts: words(room)?,
+            indices: words(room * k)?,
+            values: words(room * k)?,
+            row_ids: words(room * row_slots)?,
+            row_coefficients: words(room * row_slots)?,
+            residual: device.allocate(room * sizes.stride * sizes.element.size(), "residuals")?,
+            squares: words(room)?,
             latent_starts: words(sizes.encoder.latents() + 1)?,
             row_starts: words(sizes.encoder.rows() + 1)?,
             sort: SortSpace::new(device, batch * row_slots, sizes.stride)?,
@@ -127,14 +144,16 @@ pub(super) mod found {
     pub(in crate::backend::cuda) const SQUARES: usize = 0;
     pub(in crate::backend::cuda) const NORMS: usize = 8;
     pub(in crate::backend::cuda) const AUX_SQUARES: usize = 16;
-    /// u32: tokens that are not finite; latents of all tokens; the dead; rows revived, and tokens there were for that.
+    /// u32: tokens that are not finite, and ranks that wish to stop: sums of [`super::Space::flags`]. Latents of all
+    /// tokens; the dead; rows revived, and tokens there were for that.
     pub(in crate::backend::cuda) const NOT_FINITE: usize = 24;
-    pub(in crate::backend::cuda) const LATENTS: usize = 28;
-    pub(in crate::backend::cuda) const DEAD_LATENTS: usize = 32;
-    pub(in crate::backend::cuda) const DEAD_ROWS: usize = 36;
-    pub(in crate::backend::cuda) const REVIVED: usize = 40;
-    pub(in crate::backend::cuda) const ELIGIBLE: usize = 44;
-    pub(in crate::backend::cuda) const BYTES: usize = 48;
+    pub(in crate::backend::cuda) const STOPPING: usize = 28;
+    pub(in crate::backend::cuda) const LATENTS: usize = 32;
+    pub(in crate::backend::cuda) const DEAD_LATENTS: usize = 36;
+    pub(in crate::backend::cuda) const DEAD_ROWS: usize = 40;
+    pub(in crate::backend::cuda) const REVIVED: usize = 44;
+    pub(in crate::backend::cuda) const ELIGIBLE: usize = 48;
+    pub(in crate::backend::cuda) const BYTES: usize = 56;
 }
 
 /// Everything else.
@@ -143,12 +162,15 @@ pub(super) struct Space {
     pub(super) x: DeviceMemory,
     /// `[chunk, ldy]`, in the element type.
     pub(super) y: DeviceMemory,
-    /// f32 `[batch]`.
+    /// f32 `[room]`, gathered as [`Lists`] are.
     pub(super) norms: DeviceMemory,
     pub(super) main: Lists,
     pub(super) aux: Option<Lists>,
-    /// A bit for each row: positive on some token of the step. Cleared at its end.
+    /// A bit for each row and rank, `[ranks, row_words]`: positive on some token of the rank's. Cleared at the step's end.
     pub(super) positive: DeviceMemory,
+    /// u32 `[ranks, 2]`: tokens of the rank's that are not finite, and whether it wishes to stop. The host writes its
+    /// rank's before each step.
+    pub(super) flags: DeviceMemory,
     /// f32 `[ceil(batch / 64), stride]`.
     pub(super) column_sums: DeviceMemory,
     /// f32: squares of gradients by row: encoder, its bias, decoder, its bias; and of W's rows after the update.
@@ -180,13 +202,14 @@ impl Space {
         let space = Space {
             x: device.allocate(batch * stride * size, "a batch")?,
             y: device.allocate(sizes.chunk * sizes.ldy * size, "pre-activations")?,
-            norms: words(batch, "norms")?,
+            norms: words(sizes.room(), "norms")?,
             main: Lists::new(device, sizes, sizes.k, "lists of latents")?,
             aux: match sizes.k_aux {
                 0 => None,
                 k => Some(Lists::new(device, sizes, k, "lists of dead latents")?),
             },
-            positive: words(rows.div_ceil(32), "rows that are positive")?,
+            positive: words(sizes.ranks as usize * sizes.row_words(), "rows that are positive")?,
+            flags: words(2 * sizes.ranks as usize, "what ranks tell each other")?,
             column_sums: words(batch.div_ceil(64) * stride, "sums of columns")?,
             squares: [
                 words(rows, gradients)?,
@@ -218,6 +241,7 @@ impl Space {
             main,
             aux,
             positive,
+            flags,
             column_sums,
             squares,
             partial,
@@ -231,7 +255,7 @@ impl Space {
             found,
         } = self;
         let single = [x, y, norms, positive, column_sums, partial, tile_counts, dead_latents, dead_rows, order];
-        let small = [numbers, factors, two, found];
+        let small = [flags, numbers, factors, two, found];
         let memory = single.into_iter().chain(small).chain(squares);
         let lists = [Some(main), aux.as_ref()].into_iter().flatten().map(Lists::bytes);
         memory.map(DeviceMemory::bytes).sum::<usize>() + lists.sum::<usize>()

@@ -6,6 +6,7 @@ use super::parameters::{DeviceState, NORMS};
 use super::sort::Touched;
 use super::space::{Lists, Sizes, Space, found};
 use crate::backend::{Moments, StepSettings};
+use crate::collective::{Collective, Gathered, Share};
 use kronsae::Result;
 use kronsae::cuda::{Arguments, DeviceMemory, Element, Kernel, Product, Selecting, Shape, selection_shared_bytes};
 
@@ -23,6 +24,7 @@ pub(super) struct Capture {
 /// What a step works on.
 pub(super) struct Step<'a> {
     pub(super) on: Launcher<'a>,
+    pub(super) collective: &'a dyn Collective,
     pub(super) sizes: &'a Sizes,
     pub(super) settings: &'a StepSettings,
     pub(super) state: &'a DeviceState,
@@ -40,9 +42,13 @@ impl Step<'_> {
             self.on.start(Kernel("kronsae_clip_factors"), 1, 32, 0, &mut arguments)?;
         }
         self.list_dead(&self.state.fired_at, self.sizes.encoder.latents(), false)?;
-        for first in (0..tokens).step_by(self.sizes.chunk) {
-            self.chunk(first, self.sizes.chunk.min(tokens - first), tokens)?;
+        let share = Share::of(tokens, self.collective.rank(), self.collective.ranks());
+        for first in share.own.clone().step_by(self.sizes.chunk) {
+            self.chunk(first, self.sizes.chunk.min(share.own.end - first), tokens)?;
         }
+        self.gather(share.each)?;
+        self.sum_flags()?;
+        // From here on every rank does the same with the same.
         self.sum_squares(tokens)?;
         if let (Some(aux), Some(auxk)) = (&space.aux, settings.auxk) {
             for (list, slots) in [(&aux.values, aux.k), (&aux.row_coefficients, aux.row_slots)] {
@@ -109,7 +115,8 @@ impl Step<'_> {
         arguments.push(Self::row(&main.counts, first, 4));
         arguments.push(Self::row(&main.indices, first, 4 * main.k)).push(Self::row(&main.values, first, 4 * main.k));
         arguments.push(main.k as u32).null().null();
-        arguments.memory(&space.positive).push(space.found(found::NOT_FINITE));
+        let rank = self.collective.rank() as usize;
+        arguments.push(space.positive.at(4 * rank * sizes.row_words())).push(space.flags.at(8 * rank));
         let selecting = Selecting::Rows { positive: true };
         self.select(kernel!(sizes.element, "select"), main.k, selecting, count, &mut arguments)?;
 
@@ -141,6 +148,41 @@ impl Step<'_> {
         self.push_rows(&mut arguments, aux, first);
         arguments.push(gate);
         self.decode(kernel!(sizes.element, "decode_aux"), count, &mut arguments)
+    }
+
+    /// What each rank found of its tokens, `each` of them with padding, to all.
+    fn gather(&self, each: usize) -> Result<()> {
+        let (sizes, space) = (self.sizes, self.space);
+        let mut parts = vec![
+            Gathered { all: &space.flags, bytes_each: 8 },
+            Gathered { all: &space.positive, bytes_each: 4 * sizes.row_words() },
+            Gathered { all: &space.norms, bytes_each: 4 * each },
+        ];
+        for lists in [Some(&space.main), space.aux.as_ref()].into_iter().flatten() {
+            for (all, bytes) in [
+                (&lists.counts, 4),
+                (&lists.indices, 4 * lists.k),
+                (&lists.values, 4 * lists.k),
+                (&lists.row_ids, 4 * lists.row_slots),
+                (&lists.row_coefficients, 4 * lists.row_slots),
+                (&lists.residual, sizes.stride * sizes.element.size()),
+                (&lists.squares, 4),
+            ] {
+                parts.push(Gathered { all, bytes_each: each * bytes });
+            }
+        }
+        // SAFETY: the memory lives as long as the backend, whose graph ends with it, and is used on the device's own stream
+        // alone.
+        unsafe { self.collective.all_gather(self.on.device(), &parts) }
+    }
+
+    /// How many tokens of all ranks are not finite, and how many ranks wish to stop.
+    fn sum_flags(&self) -> Result<()> {
+        const { assert!(found::STOPPING == found::NOT_FINITE + 4) };
+        let mut arguments = Arguments::new();
+        arguments.memory(&self.space.flags).push(self.collective.ranks()).push(2_u32);
+        arguments.push(self.space.found(found::NOT_FINITE));
+        self.on.start(Kernel("kronsae_sum_counts"), 1, 32, 0, &mut arguments)
     }
 
     fn push_lists(&self, arguments: &mut Arguments, lists: &Lists, first: usize, count: usize) {
@@ -352,7 +394,8 @@ impl Step<'_> {
         let (space, state, encoder) = (self.space, self.state, self.sizes.encoder);
         let mut arguments = Arguments::new();
         arguments.memory(&space.main.latent_starts).push(encoder.latents() as u32).memory(&state.fired_at);
-        arguments.memory(&space.positive).push(encoder.rows() as u32).memory(&state.positive_at);
+        arguments.memory(&space.positive).push(self.collective.ranks());
+        arguments.push(encoder.rows() as u32).memory(&state.positive_at);
         arguments.memory(&space.numbers).push(space.found(found::NOT_FINITE));
         let blocks = (encoder.latents().max(encoder.rows()) as u32).div_ceil(BLOCK);
         self.on.start(Kernel("kronsae_note_alive"), blocks, BLOCK, 0, &mut arguments)

@@ -44,7 +44,7 @@ pub(super) struct GpuArgs {
 /// # Errors
 /// [`Status::Unsupported`] naming what is missing; [`Status::Internal`] if a check does not hold; those of measuring.
 pub(super) fn run(args: &GpuArgs) -> Result<()> {
-    let device = choose::open()?;
+    let device = choose::open(0)?;
     let emulated = choose::is_emulated();
     if args.probe {
         return print(&format!("{}\n", device.name()));
