@@ -4,6 +4,7 @@ pub mod backend;
 pub mod bench;
 pub mod calibrate;
 pub mod checkpoint;
+pub mod claim;
 pub mod collective;
 pub mod commands;
 pub mod data;

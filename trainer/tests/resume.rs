@@ -159,6 +159,35 @@ fn resume_refuses_other_settings_and_other_data() {
 }
 
 #[test]
+fn two_runs_into_one_folder_are_one_too_many() {
+    let folder = tempfile::tempdir().unwrap();
+    let shards = data(folder.path());
+    let out = folder.path().join("run");
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kronsae"));
+        command.args(["train", "--tokens", "100000000", "--k", "4", "--heads", "12"]).args(more);
+        command.arg("--data").arg(&shards).arg("--out").arg(&out).stdout(Stdio::null());
+        command
+    };
+    let mut first = run(&[]).stderr(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    while !out.join("metrics.jsonl").exists() {
+        assert!(begun.elapsed().as_secs() < 60 && first.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for more in [&["--resume"][..], &[]] {
+        let output = run(more).stderr(Stdio::piped()).output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && message.contains(&format!("process {}", first.id())), "{message}");
+    }
+    first.kill().unwrap();
+    first.wait().unwrap();
+    // Whatever it left, it no longer has the folder.
+    std::fs::remove_dir_all(out.join("checkpoints")).unwrap();
+    assert!(train(&shards, &out, "1", KRON).status().unwrap().success());
+}
+
+#[test]
 fn a_damaged_checkpoint_is_passed_over() {
     let folder = tempfile::tempdir().unwrap();
     let shards = data(folder.path());

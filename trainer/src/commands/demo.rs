@@ -2,6 +2,7 @@
 
 use super::print;
 use super::train::{Plan, plan, prepare, summary, write_report};
+use crate::claim::{NAME as CLAIM, claim};
 use crate::examples::{ExampleOptions, token_latents, top_activations};
 use crate::progress::{Progress, tell};
 use crate::run::{Finished, Outcome, Tokens, names, run as train};
@@ -86,6 +87,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let plan = plan(settings(args, &sample))?;
     // Only now: a demo that cannot begin leaves the last one alone.
+    refuse_others(&args.out)?;
+    let _claim = claim(&args.out)?;
     clear(&args.out)?;
     prepare(&args.out, &plan)?;
     introduce(&plan);
@@ -127,9 +130,10 @@ fn find_sample() -> Result<PathBuf> {
     })
 }
 
-/// Removes what an earlier demo left, and nothing else.
-fn clear(out: &Path) -> Result<()> {
-    if !out.exists() || std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none()) {
+/// Refuses a folder in which there is anything but what a demo left.
+fn refuse_others(out: &Path) -> Result<()> {
+    let is_claim = |entry: std::io::Result<std::fs::DirEntry>| entry.is_ok_and(|e| e.file_name() == CLAIM);
+    if !out.exists() || std::fs::read_dir(out).is_ok_and(|mut entries| entries.all(is_claim)) {
         return Ok(());
     }
     let config = out.join(names::CONFIG);
@@ -138,6 +142,11 @@ fn clear(out: &Path) -> Result<()> {
         let name = out.display();
         return Err(Error::invalid(format!("{name} exists and was not made by a demo; choose another --out")));
     }
+    Ok(())
+}
+
+/// Removes what an earlier demo left, and nothing else.
+fn clear(out: &Path) -> Result<()> {
     let name = out.display().to_string();
     let failed = |e: std::io::Error| Error::io("clear", &name, &e);
     std::fs::remove_dir_all(out.join(names::CHECKPOINTS)).or_else(absent_is_fine).map_err(failed)?;

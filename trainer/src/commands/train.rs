@@ -2,6 +2,7 @@
 
 use super::print;
 use crate::checkpoint;
+use crate::claim::claim;
 use crate::data::Dataset;
 use crate::examples::{ExampleOptions, top_activations};
 use crate::progress::{Progress, tell};
@@ -128,6 +129,8 @@ pub fn run_command(args: Args) -> Result<()> {
     // Before its first checkpoint it has not begun.
     let begun = !checkpoint::list(&args.out.join(names::CHECKPOINTS))?.is_empty();
     let first = plan.settings.launch.rank == 0;
+    // Until this command ends, however it does.
+    let _claim = if first { Some(claim(&args.out)?) } else { None };
     if first && !(begun && config_path.exists()) {
         prepare(&args.out, &plan)?;
     }
@@ -174,7 +177,6 @@ fn refuse_among_shards(out: &Path, config: &TrainArgs) -> Result<()> {
 /// Makes the folder and writes every setting into it.
 pub(crate) fn prepare(out: &Path, plan: &Plan) -> Result<()> {
     let name = out.display().to_string();
-    std::fs::create_dir_all(out).map_err(|e| Error::io("create", &name, &e))?;
     let text = toml::to_string(&plan.config).map_err(|e| Error::invalid(format!("{name}: {e}")))?;
     let text = format!("# All settings of this run. `kronsae train --config` takes this file.\n{text}");
     tensor_file::replace(&out.join(names::CONFIG), |sink| sink.write_all(text.as_bytes()))
