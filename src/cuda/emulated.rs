@@ -2,14 +2,15 @@
 //! device addresses that are addresses of this process. It is slow, and it finds faults that a GPU answers with garbage.
 
 use super::device::{Address, Arguments, Device, DeviceMemory, Element, Graph, Kernel, Product, Release, Stream};
+use super::event::DeviceEvent;
 use super::pinned::{Arrival, Landing, PinnedMemory, Unpin};
 use crate::error::{Error, Result, Status};
 use libloading::Library;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// Names the library of emulated kernels for [`EmulatedDevice::from_environment`].
 pub const EMULATION: &str = "KRONSAE_CUDA_EMULATION";
@@ -37,19 +38,80 @@ pub enum Accumulate {
     F64,
 }
 
-/// A device of emulated kernels. Its streams are all the same: everything is done when the call returns.
+/// A device of emulated kernels. Its streams are all the same: everything is done when the call returns, but for copies back
+/// to the host and events, which [`EmulatedDevice::hold`] holds up.
 pub struct EmulatedDevice {
     launch: Launch,
     schedule: Schedule,
     last_error: LastError,
     accumulate: Accumulate,
     memory: Arc<HostMemory>,
+    fails: AtomicBool,
+    captures: AtomicBool,
 }
 
 /// Allocates like a device, and knows how much is in use.
 #[derive(Debug, Default)]
 struct HostMemory {
     bytes: AtomicUsize,
+    held: Mutex<Held>,
+    moves: Condvar,
+}
+
+/// What is held up.
+#[derive(Debug, Default)]
+struct Held {
+    /// Whether what is enqueued now waits.
+    holds: bool,
+    /// Copies that wait: from where, to where, how long.
+    copies: Vec<(usize, usize, usize)>,
+    /// Recordings of events so far, and those of them that were reached.
+    recorded: u64,
+    reached: u64,
+    /// Allocations that were freed under a copy that waits.
+    freed_in_use: usize,
+}
+
+impl Held {
+    fn touches(&self, start: usize, bytes: usize) -> bool {
+        let overlap = |at: usize, long: usize| at < start + bytes && start < at + long;
+        self.copies.iter().any(|&(from, to, long)| overlap(from, long) || overlap(to, long))
+    }
+}
+
+/// A point behind so many recordings of the device's.
+struct Recorded {
+    number: std::sync::atomic::AtomicU64,
+    memory: Arc<HostMemory>,
+}
+
+impl DeviceEvent for Recorded {
+    unsafe fn record(&self, _stream: Stream) -> Result<()> {
+        let mut held = self.memory.held();
+        held.recorded += 1;
+        if !held.holds {
+            held.reached = held.recorded;
+        }
+        self.number.store(held.recorded, Ordering::Release);
+        Ok(())
+    }
+
+    fn reached(&self) -> Result<bool> {
+        Ok(self.number.load(Ordering::Acquire) <= self.memory.held().reached)
+    }
+
+    fn wait(&self) -> Result<()> {
+        let number = self.number.load(Ordering::Acquire);
+        let mut held = self.memory.held();
+        while number > held.reached {
+            held = self.memory.moves.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+
+    unsafe fn hold(&self, _stream: Stream) -> Result<()> {
+        Ok(())
+    }
 }
 
 fn layout(bytes: usize, what: &str) -> Result<Layout> {
@@ -58,6 +120,10 @@ fn layout(bytes: usize, what: &str) -> Result<Layout> {
 }
 
 impl HostMemory {
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn allocate(&self, bytes: usize, what: &str) -> Result<NonNull<u8>> {
         let layout = layout(bytes, what)?;
         // SAFETY: the layout's size is not zero.
@@ -70,6 +136,14 @@ impl HostMemory {
     /// `start` and `bytes` are of one [`HostMemory::allocate`], not used any more.
     unsafe fn free(&self, start: *mut u8, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        {
+            let mut held = self.held();
+            if held.touches(start.addr(), bytes) {
+                // Left to the copy that still uses it; a test asks for the number.
+                held.freed_in_use += 1;
+                return;
+            }
+        }
         if let Ok(layout) = layout(bytes, "") {
             // SAFETY: the caller's promise; the layout is a function of `bytes`.
             unsafe { dealloc(start, layout) }
@@ -132,7 +206,15 @@ impl EmulatedDevice {
             let schedule = *library.get::<Schedule>(b"kronsae_emulate_schedule\0").map_err(failed)?;
             let last_error = *library.get::<LastError>(b"kronsae_emulate_error\0").map_err(failed)?;
             std::mem::forget(library);
-            Ok(EmulatedDevice { launch, schedule, last_error, accumulate, memory: Arc::default() })
+            Ok(EmulatedDevice {
+                launch,
+                schedule,
+                last_error,
+                accumulate,
+                memory: Arc::default(),
+                fails: AtomicBool::new(false),
+                captures: AtomicBool::new(false),
+            })
         }
     }
 
@@ -156,6 +238,37 @@ impl EmulatedDevice {
     pub fn set_schedule(&self, schedule: i32) {
         // SAFETY: it takes any number.
         unsafe { (self.schedule)(schedule) }
+    }
+
+    /// From now on, copies back to the host and events wait, on all streams, until this is called with false: as on a device
+    /// that is behind. Not more than a test needs: what holds an event up waits for this.
+    pub fn hold(&self, holds: bool) {
+        let mut held = self.memory.held();
+        held.holds = holds;
+        if !holds {
+            for (from, to, bytes) in std::mem::take(&mut held.copies) {
+                // SAFETY: both were live when the copy was enqueued, and what is freed under a copy is left where it is.
+                unsafe { std::ptr::copy_nonoverlapping(pointer(from as u64), pointer(to as u64), bytes) };
+            }
+            held.reached = held.recorded;
+            self.memory.moves.notify_all();
+        }
+    }
+
+    /// Lets the kernels that are launched from now on fail, or not.
+    pub fn set_failing(&self, fails: bool) {
+        self.fails.store(fails, Ordering::Release);
+    }
+
+    /// Lets all streams seem to be captured, or not.
+    pub fn set_capturing(&self, captures: bool) {
+        self.captures.store(captures, Ordering::Release);
+    }
+
+    /// Allocations that were freed while a copy that [`EmulatedDevice::hold`] holds up still used them: 0, or a bug.
+    #[must_use]
+    pub fn freed_in_use(&self) -> usize {
+        self.memory.held().freed_in_use
     }
 
     /// Bytes of device and pinned memory in use.
@@ -282,6 +395,9 @@ impl Device for EmulatedDevice {
         shared_bytes: u32,
         arguments: &mut Arguments,
     ) -> Result<()> {
+        if self.fails.load(Ordering::Acquire) {
+            return Err(Error::new(Status::Internal, format!("{} fails, as a test asked for", kernel.0)));
+        }
         let name = CString::new(kernel.0).map_err(|_| Error::invalid("a kernel's name has a NUL inside"))?;
         let (grid, block) = ([columns, rows, 1], [block, 1, 1]);
         let pointers = arguments.pointers().as_mut_ptr();
@@ -351,5 +467,33 @@ impl Device for EmulatedDevice {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn event(&self) -> Result<Box<dyn DeviceEvent>> {
+        Ok(Box::new(Recorded { number: 0.into(), memory: Arc::clone(&self.memory) }))
+    }
+
+    unsafe fn copy_back_on(
+        &self,
+        _stream: Stream,
+        from: &DeviceMemory,
+        offset: usize,
+        to: &PinnedMemory,
+        bytes: usize,
+    ) -> Result<()> {
+        from.check(offset, bytes)?;
+        to.check(bytes)?;
+        let mut held = self.memory.held();
+        if held.holds {
+            held.copies.push((from.at(offset) as usize, to.start().expose_provenance(), bytes));
+        } else {
+            // SAFETY: inside both allocations, and nobody else's meanwhile, by the caller's promise.
+            unsafe { std::ptr::copy_nonoverlapping(pointer(from.at(offset)), to.start(), bytes) };
+        }
+        Ok(())
+    }
+
+    fn is_capturing(&self, _stream: Stream) -> Result<bool> {
+        Ok(self.captures.load(Ordering::Acquire))
     }
 }

@@ -248,14 +248,19 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// The end of what `stream` was given so far. The context is current.
-    pub(super) fn record(stream: CUstream) -> Result<Self> {
+    /// One that was not recorded yet. The context is current.
+    pub(super) fn new() -> Result<Self> {
         let flags =
             sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 | sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
         let mut event = std::ptr::null_mut();
         // SAFETY: it writes one handle.
         check(unsafe { sys::cuEventCreate(&raw mut event, flags) }, "make an event")?;
-        let event = Event(event);
+        Ok(Event(event))
+    }
+
+    /// The end of what `stream` was given so far. The context is current.
+    pub(super) fn record(stream: CUstream) -> Result<Self> {
+        let event = Event::new()?;
         // SAFETY: both are live.
         check(unsafe { sys::cuEventRecord(event.0, stream) }, "record an event")?;
         Ok(event)
@@ -270,7 +275,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: made in `record`. An event that was not reached yet is freed by the driver when it is.
+        // SAFETY: made in `new`. An event that was not reached yet is freed by the driver when it is.
         let _ = unsafe { sys::cuEventDestroy_v2(self.0) };
     }
 }

@@ -9,7 +9,7 @@ use std::panic::catch_unwind;
 const OLDEST_DRIVER: i32 = 11_040;
 
 /// What this crate calls of libcuda.
-const DRIVER_FUNCTIONS: [&str; 43] = [
+const DRIVER_FUNCTIONS: [&str; 46] = [
     "cuCtxPopCurrent_v2",
     "cuCtxPushCurrent_v2",
     "cuDeviceGet",
@@ -21,6 +21,7 @@ const DRIVER_FUNCTIONS: [&str; 43] = [
     "cuDriverGetVersion",
     "cuEventCreate",
     "cuEventDestroy_v2",
+    "cuEventQuery",
     "cuEventRecord",
     "cuEventSynchronize",
     "cuFuncGetAttribute",
@@ -51,8 +52,10 @@ const DRIVER_FUNCTIONS: [&str; 43] = [
     "cuStreamDestroy_v2",
     "cuStreamEndCapture",
     "cuStreamGetCtx",
+    "cuStreamIsCapturing",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
+    "cuThreadExchangeStreamCaptureMode",
 ];
 
 /// What this crate calls of libcublasLt.
