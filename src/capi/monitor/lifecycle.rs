@@ -5,6 +5,7 @@ use super::output::Page;
 use crate::capi::buffers::{output, slice};
 use crate::capi::error::{boundary, destructor, kronsae_error};
 use crate::capi::handle::{self, Handle};
+use crate::capi::log::{KRONSAE_LOG_WARN, log};
 use crate::capi::status::kronsae_status;
 use crate::capi::structs::{self, Versioned};
 use crate::error::{Error, Result, Status};
@@ -212,6 +213,7 @@ pub unsafe extern "C" fn kronsae_monitor_create(
             out.write(std::ptr::null_mut());
             let options = monitor_options(&structs::read_options(options)?)?;
             let monitor = Arc::new(Monitor::new(options)?);
+            monitor.set_notice(Some(Box::new(|text| log(KRONSAE_LOG_WARN, text))))?;
             let (callbacks, page) = (Arc::default(), Mutex::default());
             out.write(handle::create(MonitorBody { monitor, callbacks, page }));
         }

@@ -1,7 +1,7 @@
 //! Making a device tap.
 
 use super::options::DeviceTapOptions;
-use super::queue::Queue;
+use super::queue::ends;
 use super::tap::DeviceTap;
 use crate::cuda::Device;
 use crate::dtype::Dtype;
@@ -48,7 +48,7 @@ impl Monitor {
         let lane = site.devices.lane(core, &device, sae, &options)?;
         let number = core.taps.fetch_add(1, Ordering::Relaxed);
         let shared = Arc::new(TapShared::new(number, ring, options.sampling, memory));
-        let (filling, taking) = Queue::new(device, options, lane, &shared);
+        let (filling, taking) = ends(device, options, lane, &shared);
         lock(&site.taps).live.push(Arc::clone(&shared));
         site.devices.add(&filling.queue);
         let (for_worker, at) = (Arc::clone(&shared), site.number);

@@ -45,27 +45,27 @@ unsafe impl Sync for Queue {}
 // SAFETY: as above; everything inside is Send.
 unsafe impl Send for Queue {}
 
-impl Queue {
-    /// An empty one, and its two ends.
-    pub(super) fn new(
-        device: Arc<dyn Device>,
-        options: DeviceTapOptions,
-        lane: Lane,
-        tap: &Arc<TapShared>,
-    ) -> (Filling, Taking) {
-        let batch = || UnsafeCell::new(Batch { lane: None, first: 0, tokens: 0, rows: 0, stride: 1 });
-        let queue = Arc::new(Queue {
-            device,
-            options,
-            lane: Mutex::new(Arc::new(lane)),
-            batches: (0..options.slots).map(|_| batch()).collect(),
-            tail: AtomicU64::new(0),
-            head: AtomicU64::new(0),
-        });
-        let filling = Filling { queue: Arc::clone(&queue), tail: 0, last: None };
-        (filling, Taking { queue, tap: Arc::clone(tap), head: 0, taken: 0, arrived: State::Unknown })
-    }
+/// The two ends of an empty queue.
+pub(super) fn ends(
+    device: Arc<dyn Device>,
+    options: DeviceTapOptions,
+    lane: Lane,
+    tap: &Arc<TapShared>,
+) -> (Filling, Taking) {
+    let batch = || UnsafeCell::new(Batch { lane: None, first: 0, tokens: 0, rows: 0, stride: 1 });
+    let queue = Arc::new(Queue {
+        device,
+        options,
+        lane: Mutex::new(Arc::new(lane)),
+        batches: (0..options.slots).map(|_| batch()).collect(),
+        tail: AtomicU64::new(0),
+        head: AtomicU64::new(0),
+    });
+    let filling = Filling { queue: Arc::clone(&queue), tail: 0, last: None };
+    (filling, Taking { queue, tap: Arc::clone(tap), head: 0, taken: 0, arrived: State::Unknown })
+}
 
+impl Queue {
     /// The lane of batches to come.
     pub(super) fn lane(&self) -> Arc<Lane> {
         Arc::clone(&lock(&self.lane))
