@@ -21,6 +21,8 @@ const ALIGNMENT: usize = 256;
 const WORKSPACE: usize = 512;
 /// The most dynamic shared memory of a block, as of an H200.
 const SHARED_BYTES: u32 = 227 << 10;
+/// The device's own stream, which is never behind.
+const OWN_STREAM: usize = 0x10;
 /// Blocks "resident" at once: few, so that each takes several pieces of work, and enough that what needs many is tried.
 const RESIDENT: u32 = 8;
 
@@ -39,7 +41,7 @@ pub enum Accumulate {
 }
 
 /// A device of emulated kernels. Its streams are all the same: everything is done when the call returns, but for copies back
-/// to the host and events, which [`EmulatedDevice::hold`] holds up.
+/// to the host and events, which [`EmulatedDevice::hold`] may hold up.
 pub struct EmulatedDevice {
     launch: Launch,
     schedule: Schedule,
@@ -86,8 +88,12 @@ struct Recorded {
 }
 
 impl DeviceEvent for Recorded {
-    unsafe fn record(&self, _stream: Stream) -> Result<()> {
+    unsafe fn record(&self, stream: Stream) -> Result<()> {
         let mut held = self.memory.held();
+        if stream.0.addr() == OWN_STREAM {
+            self.number.store(0, Ordering::Release);
+            return Ok(());
+        }
         held.recorded += 1;
         if !held.holds {
             held.reached = held.recorded;
@@ -240,8 +246,8 @@ impl EmulatedDevice {
         unsafe { (self.schedule)(schedule) }
     }
 
-    /// From now on, copies back to the host and events wait, on all streams, until this is called with false: as on a device
-    /// that is behind. Not more than a test needs: what holds an event up waits for this.
+    /// From now on, copies back to the host and events wait, on all streams but the device's own, until this is called with
+    /// false: as on a device that is behind.
     pub fn hold(&self, holds: bool) {
         let mut held = self.memory.held();
         held.holds = holds;
@@ -315,7 +321,7 @@ impl Device for EmulatedDevice {
     }
 
     fn stream(&self) -> Stream {
-        Stream(std::ptr::null_mut())
+        Stream(std::ptr::without_provenance_mut(OWN_STREAM))
     }
 
     fn check_stream(&self, _stream: Stream) -> Result<()> {
@@ -475,7 +481,7 @@ impl Device for EmulatedDevice {
 
     unsafe fn copy_back_on(
         &self,
-        _stream: Stream,
+        stream: Stream,
         from: &DeviceMemory,
         offset: usize,
         to: &PinnedMemory,
@@ -484,7 +490,7 @@ impl Device for EmulatedDevice {
         from.check(offset, bytes)?;
         to.check(bytes)?;
         let mut held = self.memory.held();
-        if held.holds {
+        if held.holds && stream.0.addr() != OWN_STREAM {
             held.copies.push((from.at(offset) as usize, to.start().expose_provenance(), bytes));
         } else {
             // SAFETY: inside both allocations, and nobody else's meanwhile, by the caller's promise.

@@ -202,8 +202,8 @@ impl Context {
 
     /// Refuses a stream of another device or context, whose work the kernels could not join.
     pub(super) fn check_stream(&self, stream: CUstream) -> Result<()> {
-        // The default streams (null, 1, 2) are of whichever context is current; ours need no question.
-        if stream.addr() <= 2 || stream == self.stream || stream == self.copies {
+        // The default streams (null, 1, 2) are of whichever context is current.
+        if stream.addr() <= 2 {
             return Ok(());
         }
         let mut context = std::ptr::null_mut();

@@ -5,6 +5,7 @@ use crate::cuda::{
     Device, DeviceActivations, DeviceEvent, DeviceLatents, DeviceMemory, DeviceSae, DeviceSaeOptions, PinnedMemory,
     Stream,
 };
+use crate::dtype::Dtype;
 use crate::encode::ROW_NOT_FINITE;
 use crate::error::{Error, Result, Status};
 use crate::monitor::memory::Reserved;
@@ -103,7 +104,7 @@ impl Lane {
             assert!(slot.host.start().cast::<u32>().is_aligned(), "pinned memory starts at a multiple of 4");
             slots.push(slot);
         }
-        Ok(Lane {
+        let lane = Lane {
             of: Arc::clone(of),
             number,
             rows: options.rows,
@@ -115,7 +116,34 @@ impl Lane {
             on: Arc::clone(on),
             _host: host_memory,
             _device: device_memory,
-        })
+        };
+        lane.rehearse()?;
+        Ok(lane)
+    }
+
+    /// Does once, on the device's own stream, what a submit does: what the driver and its libraries load or look up at first
+    /// use is there then, and what does not work fails here.
+    fn rehearse(&self) -> Result<()> {
+        let sae = &self.on.sae;
+        let device = sae.device();
+        for rows in [1, self.rows] {
+            let row_stride = sae.d_model() * Dtype::F32.size();
+            let zeroes = device.allocate(rows.saturating_mul(row_stride), "a device tap's rehearsal")?;
+            let (data, dtype) = (zeroes.address(), Dtype::F32);
+            let x = DeviceActivations { data, dtype, rows, d_model: sae.d_model(), row_stride };
+            device.check_stream(device.stream())?;
+            device.is_capturing(device.stream())?;
+            // SAFETY: memory of that size, which stays until the device is done, below; nobody else uses this lane yet, and
+            // all is on one stream.
+            let enqueued = unsafe {
+                self.enqueue(0, &x, device.stream()).and_then(|()| self.slots[0].event.hold(device.stream()))
+            };
+            let done = device.synchronize();
+            enqueued?;
+            done?;
+            self.reached(0)?;
+        }
+        Ok(())
     }
 
     /// Lets what `stream` is given from now on wait for the batch of `slot`.
