@@ -657,7 +657,10 @@ typedef struct kronsae_monitor_options {
     const uint32_t *cpus;
     /** Numbers in cpus. */
     size_t n_cpus;
-    /** Bytes that queues and state may take; what would need more is refused. 0: no limit. */
+    /**
+     * Bytes of the host's memory that queues and state may take, pinned memory of device taps included; what would need more
+     * is refused. 0: no limit.
+     */
     size_t memory_limit;
 } kronsae_monitor_options;
 

@@ -81,7 +81,8 @@ pub struct kronsae_monitor_options {
     pub cpus: *const u32,
     /// Numbers in cpus.
     pub n_cpus: usize,
-    /// Bytes that queues and state may take; what would need more is refused. 0: no limit.
+    /// Bytes of the host's memory that queues and state may take, pinned memory of device taps included; what would need more
+    /// is refused. 0: no limit.
     pub memory_limit: usize,
 }
 
