@@ -1565,9 +1565,11 @@ kronsae_status kronsae_monitor_add_site(const struct kronsae_monitor *monitor,
  * Puts another model in force at a site, at a batch boundary, while taps go on. The site's statistics start anew.
  *
  * sae: of the same d_model as the one before, and rules in force must fit it, or the old one stays in force. As in
- * `kronsae_monitor_add_site` the handle may be destroyed afterwards.
+ * `kronsae_monitor_add_site` the handle may be destroyed afterwards. Device taps of the site have it copied to their devices;
+ * what the old one has encoded there and is not on the host yet is counted as dropped.
  *
- * Errors: as `kronsae_monitor_add_site`. The old model stays in force then.
+ * Errors: as `kronsae_monitor_add_site`; with device taps, also those of `kronsae_device_sae_create`. The old model stays in
+ * force then.
  *
  * Threads: any number at once; not for serving threads.
  *
@@ -2007,8 +2009,8 @@ kronsae_status kronsae_monitor_serve(const struct kronsae_monitor *monitor,
  * `kronsae_recorder_destroy`; NULL on failure.
  *
  * Errors: `KRONSAE_STATUS_IO` if the folder cannot be made or written to; `KRONSAE_STATUS_INVALID_ARGUMENT`, also if
- * there is no such site or it is recorded already; `KRONSAE_STATUS_OUT_OF_MEMORY`; `KRONSAE_STATUS_STOPPED`;
- * `KRONSAE_STATUS_FORKED`.
+ * there is no such site or it is recorded already; `KRONSAE_STATUS_UNSUPPORTED` if it has device taps, whose activations
+ * never reach the host; `KRONSAE_STATUS_OUT_OF_MEMORY`; `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_FORKED`.
  *
  * Threads: any number at once; not for serving threads.
  *

@@ -178,9 +178,13 @@ impl Monitor {
     /// Puts another model in force at a site, between two batches. The site's statistics start anew; windows of rules
     /// do, too. On any error the old model stays in force.
     ///
+    /// Where the site has `DeviceTap`s, the model is copied to their devices first. What the old one has encoded there and
+    /// is not on the host yet is counted as dropped.
+    ///
     /// # Errors
     /// As [`Monitor::add_site`]; [`Status::InvalidArgument`] if the site has no model, the width is another, or a rule in
-    /// force does not fit the new model.
+    /// force does not fit the new model; with device taps [`Status::Unsupported`], [`Status::OutOfMemory`] and
+    /// [`Status::Internal`] of their devices.
     pub fn replace_sae(&self, site: SiteId, sae: Arc<Sae>) -> Result<()> {
         let core = self.core();
         core.check()?;

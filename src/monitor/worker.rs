@@ -120,8 +120,14 @@ impl Worker {
                 continue;
             }
             me.cpu_nanos.store(thread_cpu_time().as_nanos() as u64, Ordering::Relaxed);
-            if self.sites.iter().any(|site| site.taps.iter().any(|intake| intake.waits)) {
-                wake.sleep(Some(asking), || me.has_commands() || core.state() != state || self.has_work());
+            let mut taps = self.sites.iter().flat_map(|site| &site.taps);
+            if taps.clone().any(|intake| intake.waits) {
+                if taps.all(|intake| intake.latents.is_some()) {
+                    // What is submitted meanwhile has to wait for the device, too: no submit pays for waking this.
+                    wake.rest(asking, || me.has_commands() || core.state() != state);
+                } else {
+                    wake.sleep(Some(asking), || me.has_commands() || core.state() != state || self.has_work());
+                }
                 asking = (2 * asking).min(LONGEST_ASKING);
                 continue;
             }

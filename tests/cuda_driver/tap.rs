@@ -234,7 +234,10 @@ fn child_submits() {
 fn captures_go_on() {
     let log = run_child("tap::child_meets_captures");
     assert!(!log.contains("a capture was spoiled"), "{log}");
-    assert!(log.contains("worker: cuEventQuery"), "the worker asked meanwhile");
+    let meanwhile = log.split_once("capturing\n").unwrap().1.split_once("cuStreamEndCapture").unwrap().0;
+    for call in ["worker: cuEventQuery", "worker: cuMemFree_v2", "worker: cuMemFreeHost", "cuMemAlloc_v2"] {
+        assert!(meanwhile.contains(call), "{call} was not tried: {meanwhile}");
+    }
 }
 
 #[test]
@@ -260,6 +263,8 @@ fn child_meets_captures() {
     assert_eq!(submit(&mut tap, &setting.rows(0, 4), std::ptr::null_mut(), 0).0, Err(Status::InvalidArgument));
     // Another stream is none of its business.
     assert_eq!(submit(&mut tap, &setting.rows(4, 4), busy, 4).0, Ok(4));
+    // Taps that come and go allocate and free, here and on the worker.
+    drop(setting.tap());
     std::thread::sleep(Duration::from_millis(30));
     with_context(&setting.device, || {
         // SAFETY: the stream is being captured; it writes one handle, of an empty graph.

@@ -1,7 +1,9 @@
 //! A device of the driver: its primary context, which it shares with the host's own CUDA code, and two streams.
 
 use crate::error::{Error, Result, Status};
-use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUresult, CUstream, CUstream_flags};
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUresult, CUstream, CUstream_flags, CUstreamCaptureMode,
+};
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
 
@@ -73,8 +75,14 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 /// The context is current on this thread, above what the host had there, until this is dropped.
+///
+/// Meanwhile this thread captures in the relaxed mode. A host that captures a graph in the global mode forbids all threads of
+/// the process to allocate, to free and to ask for events, and its capture is lost when one does; a guest does all of
+/// that on threads of its own.
 pub(super) struct Current<'a> {
     context: PhantomData<&'a Context>,
+    /// What to put back.
+    mode: CUstreamCaptureMode,
     /// Current on one thread: not to be sent to another.
     thread: PhantomData<*mut ()>,
 }
@@ -82,6 +90,8 @@ pub(super) struct Current<'a> {
 impl Drop for Current<'_> {
     fn drop(&mut self) {
         let mut popped = std::ptr::null_mut();
+        // SAFETY: it reads and writes one number: what `enter` found.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut self.mode) };
         // SAFETY: `enter` pushed one onto this thread's stack, and everything pushed since was popped. It can only fail if
         // the driver is being torn down, and there is nothing to restore then.
         let _ = unsafe { sys::cuCtxPopCurrent_v2(&raw mut popped) };
@@ -197,7 +207,11 @@ impl Context {
         }
         // SAFETY: the context is retained.
         check(unsafe { sys::cuCtxPushCurrent_v2(self.context) }, "use the device's context")?;
-        Ok(Current { context: PhantomData, thread: PhantomData })
+        let mut mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: it reads and writes one number; it can only fail where the driver is being torn down, which all calls
+        // that follow then say.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) };
+        Ok(Current { context: PhantomData, mode, thread: PhantomData })
     }
 
     /// Refuses a stream of another device or context, whose work the kernels could not join.

@@ -4,7 +4,7 @@ use super::context::{Context, Event, check};
 use crate::cuda::device::Stream;
 use crate::cuda::event::DeviceEvent;
 use crate::error::Result;
-use cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode};
+use cudarc::driver::sys::{self, CUresult};
 use std::sync::Arc;
 
 /// An event, and what keeps its context.
@@ -25,26 +25,6 @@ impl Point {
     }
 }
 
-/// While this lives, what this thread asks of the driver does not spoil a capture of another thread's: a host that captures
-/// in the global mode forbids all threads to ask for events, and its capture is lost when one does.
-struct Unheard(CUstreamCaptureMode);
-
-impl Unheard {
-    fn new() -> Result<Self> {
-        let mut mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: it reads and writes one number.
-        check(unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) }, "leave captures of others alone")?;
-        Ok(Unheard(mode))
-    }
-}
-
-impl Drop for Unheard {
-    fn drop(&mut self) {
-        // SAFETY: as above; it puts back what was there.
-        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut self.0) };
-    }
-}
-
 impl DeviceEvent for Point {
     unsafe fn record(&self, stream: Stream) -> Result<()> {
         let _current = self.context.enter()?;
@@ -54,7 +34,6 @@ impl DeviceEvent for Point {
 
     fn reached(&self) -> Result<bool> {
         let _current = self.context.enter()?;
-        let _unheard = Unheard::new()?;
         // SAFETY: a live event.
         match unsafe { sys::cuEventQuery(self.handle()) } {
             CUresult::CUDA_ERROR_NOT_READY => Ok(false),
@@ -64,7 +43,6 @@ impl DeviceEvent for Point {
 
     fn wait(&self) -> Result<()> {
         let _current = self.context.enter()?;
-        let _unheard = Unheard::new()?;
         // SAFETY: a live event.
         check(unsafe { sys::cuEventSynchronize(self.handle()) }, "wait for the device")
     }

@@ -236,6 +236,7 @@ EXPORT int cuGetErrorString(int result, const char** out) { return text_of(resul
 
 EXPORT int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
     IN_CONTEXT;
+    if (spoils_a_capture()) return STREAM_CAPTURE_UNSUPPORTED;
     if (bytes == 0) return INVALID_VALUE;
     void* start = nullptr;
     if (in_use + bytes > total_memory() || posix_memalign(&start, 256, bytes) != 0) return OUT_OF_MEMORY;
@@ -247,6 +248,7 @@ EXPORT int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
 }
 EXPORT int cuMemFree_v2(uint64_t address) {
     IN_CONTEXT;
+    if (spoils_a_capture()) return STREAM_CAPTURE_UNSUPPORTED;
     finish_all();
     auto found = memory.find(address);
     if (found == memory.end()) return INVALID_VALUE;
@@ -264,6 +266,7 @@ EXPORT int cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
 }
 EXPORT int cuMemHostAlloc(void** out, size_t bytes, unsigned flags) {
     IN_CONTEXT;
+    if (spoils_a_capture()) return STREAM_CAPTURE_UNSUPPORTED;
     if (flags & 4) fake_log("write-combined");
     char* start = static_cast<char*>(std::malloc(bytes));
     std::memset(start, 0xCD, bytes);
@@ -273,6 +276,7 @@ EXPORT int cuMemHostAlloc(void** out, size_t bytes, unsigned flags) {
 }
 EXPORT int cuMemFreeHost(void* start) {
     IN_CONTEXT;
+    if (spoils_a_capture()) return STREAM_CAPTURE_UNSUPPORTED;
     if (pinned.erase(static_cast<char*>(start)) == 0) return INVALID_VALUE;
     std::free(start);
     return SUCCESS;
@@ -352,6 +356,7 @@ EXPORT int cuStreamGetCtx(void*, void** out) {
 }
 EXPORT int cuStreamSynchronize(void* handle) {
     IN_CONTEXT;
+    if (spoils_a_capture()) return STREAM_CAPTURE_UNSUPPORTED;
     Stream& stream = *stream_of(handle);
     if (stream.capturing != nullptr) return STREAM_CAPTURE_UNSUPPORTED;
     finish(stream);
