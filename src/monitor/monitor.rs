@@ -290,7 +290,7 @@ impl Monitor {
         let memory = core.budget.reserve(bytes.unwrap_or(usize::MAX), "a tap's queue")?;
         let (producer, consumer, ring) = Ring::new(options.capacity, options.controls, site.d_model, options.dtype)?;
         let number = core.taps.fetch_add(1, Ordering::Relaxed);
-        let shared = Arc::new(TapShared::new(number, ring, options.sampling, memory));
+        let shared = Arc::new(TapShared::new(number, ring, options.capacity, options.sampling, memory));
         lock(&site.taps).live.push(Arc::clone(&shared));
         let (for_worker, at) = (Arc::clone(&shared), site.number);
         let sent = core.workers[site.worker].send(Box::new(move |worker| {

@@ -131,7 +131,7 @@ fn taps(site: &SiteShared, over: bool) -> (Vec<TapSnapshot>, Counters) {
         each.push(TapSnapshot {
             tap: tap.number,
             counters,
-            capacity: tap.ring.capacity() as u64,
+            capacity: tap.capacity as u64,
             closed: tap.closed.load(Ordering::Acquire),
             failure: tap.failure.get().cloned(),
         });

@@ -120,6 +120,8 @@ pub(crate) fn count(counter: &AtomicU64, by: usize) {
 pub(crate) struct TapShared {
     pub(crate) number: u32,
     pub(crate) ring: Arc<Ring>,
+    /// Tokens it takes before it drops.
+    pub(crate) capacity: usize,
     pub(crate) sampling: Sampling,
     pub(crate) produced: Produced,
     pub(crate) consumed: Consumed,
@@ -131,10 +133,11 @@ pub(crate) struct TapShared {
 }
 
 impl TapShared {
-    pub(crate) fn new(number: u32, ring: Arc<Ring>, sampling: Sampling, memory: Reserved) -> Self {
+    pub(crate) fn new(number: u32, ring: Arc<Ring>, capacity: usize, sampling: Sampling, memory: Reserved) -> Self {
         TapShared {
             number,
             ring,
+            capacity,
             sampling,
             produced: Produced::default(),
             consumed: Consumed::default(),

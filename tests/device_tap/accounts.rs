@@ -43,7 +43,7 @@ fn full_slots_drop_the_newest() {
         |request: u64| kept.iter().filter(|t| t.tag.request == request).map(|t| t.tag.position).collect::<Vec<_>>();
     assert_eq!((of(1).len(), of(3).len()), (4, 0));
     assert_eq!((of(2), of(4)), ((0..20).collect(), (0..30).collect()));
-    assert_eq!(monitor.snapshot().sites[0].taps[0].capacity, 40);
+    assert_eq!(monitor.snapshot().sites[0].taps[0].capacity, 30);
 }
 
 #[test]

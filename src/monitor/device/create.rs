@@ -40,14 +40,15 @@ impl Monitor {
             let message = format!("site {} has no model to encode with; it takes activations from the host", site.name);
             return Err(Error::new(Status::Unsupported, message));
         };
+        let capacity = options.slots * options.rows;
         // Room for one batch more: the worker gives up a batch before it gives up its tokens.
-        let capacity = (options.slots + 1) * options.rows;
-        let bytes = Ring::bytes(capacity, options.controls, 0, Dtype::F32);
+        let slots = capacity + options.rows;
+        let bytes = Ring::bytes(slots, options.controls, 0, Dtype::F32);
         let memory = core.budget.reserve(bytes.unwrap_or(usize::MAX), "a device tap's queue")?;
-        let (producer, consumer, ring) = Ring::without_rows(capacity, options.controls)?;
+        let (producer, consumer, ring) = Ring::without_rows(slots, options.controls)?;
         let lane = site.devices.lane(core, &device, sae, &options)?;
         let number = core.taps.fetch_add(1, Ordering::Relaxed);
-        let shared = Arc::new(TapShared::new(number, ring, options.sampling, memory));
+        let shared = Arc::new(TapShared::new(number, ring, capacity, options.sampling, memory));
         let (filling, taking) = ends(device, options, lane, &shared);
         lock(&site.taps).live.push(Arc::clone(&shared));
         site.devices.add(&filling.queue);
