@@ -116,6 +116,14 @@ fn count_devices() -> Result<u32> {
     Ok(u32::try_from(count).unwrap_or(0))
 }
 
+/// The context that a live stream is of.
+fn context_of(stream: CUstream) -> Result<CUcontext> {
+    let mut context = std::ptr::null_mut();
+    // SAFETY: a live stream, by the promise of those who pass one; it writes one handle.
+    check(unsafe { sys::cuStreamGetCtx(stream, &raw mut context) }, "ask a stream for its context")?;
+    Ok(context)
+}
+
 impl Context {
     /// Device `ordinal` of those the driver shows to this process.
     pub(super) fn open(ordinal: u32) -> Result<Self> {
@@ -186,7 +194,10 @@ impl Context {
         drop(current);
         opened.stream = stream;
         opened.copies = copies;
-        made.map(|()| opened)
+        made?;
+        // The bindings look a function up, and allocate, when it is called first: not in a host's first submit.
+        context_of(opened.stream)?;
+        Ok(opened)
     }
 
     /// Whether it is this device, opened by this process.
@@ -216,14 +227,8 @@ impl Context {
 
     /// Refuses a stream of another device or context, whose work the kernels could not join.
     pub(super) fn check_stream(&self, stream: CUstream) -> Result<()> {
-        // The default streams (null, 1, 2) are of whichever context is current.
-        if stream.addr() <= 2 {
-            return Ok(());
-        }
-        let mut context = std::ptr::null_mut();
-        // SAFETY: a live stream, by the promise of those who pass one; it writes one handle.
-        check(unsafe { sys::cuStreamGetCtx(stream, &raw mut context) }, "ask a stream for its context")?;
-        if context == self.context {
+        // The default streams (null, 1, 2) are of whichever context is current; ours need no question.
+        if stream.addr() <= 2 || stream == self.stream || stream == self.copies || context_of(stream)? == self.context {
             return Ok(());
         }
         Err(Error::invalid(format!(
