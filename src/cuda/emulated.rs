@@ -3,26 +3,21 @@
 
 use super::device::{Address, Arguments, Device, DeviceMemory, Element, Graph, Kernel, Product, Release, Stream};
 use super::event::DeviceEvent;
+use super::host_memory::{HostMemory, OWN_STREAM, Recorded, pointer};
 use super::pinned::{Arrival, Landing, PinnedMemory, Unpin};
 use crate::error::{Error, Result, Status};
 use libloading::Library;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Names the library of emulated kernels for [`EmulatedDevice::from_environment`].
 pub const EMULATION: &str = "KRONSAE_CUDA_EMULATION";
 
-/// Alignment of memory, as of a GPU's.
-const ALIGNMENT: usize = 256;
 /// What a product claims as workspace, so that callers are held to providing it.
 const WORKSPACE: usize = 512;
 /// The most dynamic shared memory of a block, as of an H200.
 const SHARED_BYTES: u32 = 227 << 10;
-/// The device's own stream, which is never behind.
-const OWN_STREAM: usize = 0x10;
 /// Blocks "resident" at once: few, so that each takes several pieces of work, and enough that what needs many is tried.
 const RESIDENT: u32 = 8;
 
@@ -52,125 +47,6 @@ pub struct EmulatedDevice {
     captures: AtomicBool,
 }
 
-/// Allocates like a device, and knows how much is in use.
-#[derive(Debug, Default)]
-struct HostMemory {
-    bytes: AtomicUsize,
-    held: Mutex<Held>,
-    moves: Condvar,
-}
-
-/// What is held up.
-#[derive(Debug, Default)]
-struct Held {
-    /// Whether what is enqueued now waits.
-    holds: bool,
-    /// Copies that wait: from where, to where, how long.
-    copies: Vec<(usize, usize, usize)>,
-    /// Recordings of events so far, and those of them that were reached.
-    recorded: u64,
-    reached: u64,
-    /// Allocations that were freed under a copy that waits.
-    freed_in_use: usize,
-}
-
-impl Held {
-    fn touches(&self, start: usize, bytes: usize) -> bool {
-        let overlap = |at: usize, long: usize| at < start + bytes && start < at + long;
-        self.copies.iter().any(|&(from, to, long)| overlap(from, long) || overlap(to, long))
-    }
-}
-
-/// A point behind so many recordings of the device's.
-struct Recorded {
-    number: std::sync::atomic::AtomicU64,
-    memory: Arc<HostMemory>,
-}
-
-impl DeviceEvent for Recorded {
-    unsafe fn record(&self, stream: Stream) -> Result<()> {
-        let mut held = self.memory.held();
-        if stream.0.addr() == OWN_STREAM {
-            self.number.store(0, Ordering::Release);
-            return Ok(());
-        }
-        held.recorded += 1;
-        if !held.holds {
-            held.reached = held.recorded;
-        }
-        self.number.store(held.recorded, Ordering::Release);
-        Ok(())
-    }
-
-    fn reached(&self) -> Result<bool> {
-        Ok(self.number.load(Ordering::Acquire) <= self.memory.held().reached)
-    }
-
-    fn wait(&self) -> Result<()> {
-        let number = self.number.load(Ordering::Acquire);
-        let mut held = self.memory.held();
-        while number > held.reached {
-            held = self.memory.moves.wait(held).unwrap_or_else(PoisonError::into_inner);
-        }
-        Ok(())
-    }
-
-    unsafe fn hold(&self, _stream: Stream) -> Result<()> {
-        Ok(())
-    }
-}
-
-fn layout(bytes: usize, what: &str) -> Result<Layout> {
-    // Exactly as long as asked for: a sanitizer sees what is beyond.
-    Layout::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| Error::out_of_memory(what, bytes))
-}
-
-impl HostMemory {
-    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn allocate(&self, bytes: usize, what: &str) -> Result<NonNull<u8>> {
-        let layout = layout(bytes, what)?;
-        // SAFETY: the layout's size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| Error::out_of_memory(what, bytes))?;
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(start)
-    }
-
-    /// # Safety
-    /// `start` and `bytes` are of one [`HostMemory::allocate`], not used any more.
-    unsafe fn free(&self, start: *mut u8, bytes: usize) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        {
-            let mut held = self.held();
-            if held.touches(start.addr(), bytes) {
-                // Left to the copy that still uses it; a test asks for the number.
-                held.freed_in_use += 1;
-                return;
-            }
-        }
-        if let Ok(layout) = layout(bytes, "") {
-            // SAFETY: the caller's promise; the layout is a function of `bytes`.
-            unsafe { dealloc(start, layout) }
-        }
-    }
-}
-
-impl Release for HostMemory {
-    unsafe fn release(&self, address: Address, bytes: usize) {
-        // SAFETY: the caller's promise; addresses of this device are of this process.
-        unsafe { self.free(pointer(address), bytes) }
-    }
-}
-
-impl Unpin for HostMemory {
-    unsafe fn unpin(&self, start: *mut u8, bytes: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { self.free(start, bytes) }
-    }
-}
-
 /// A copy that was over when it began.
 struct Landed;
 
@@ -182,10 +58,6 @@ impl Landing for Landed {
     fn as_any(&self) -> &dyn std::any::Any {
         self
     }
-}
-
-fn pointer(address: Address) -> *mut u8 {
-    std::ptr::with_exposed_provenance_mut(address as usize)
 }
 
 impl EmulatedDevice {
@@ -249,16 +121,7 @@ impl EmulatedDevice {
     /// From now on, copies back to the host and events wait, on all streams but the device's own, until this is called with
     /// false: as on a device that is behind.
     pub fn hold(&self, holds: bool) {
-        let mut held = self.memory.held();
-        held.holds = holds;
-        if !holds {
-            for (from, to, bytes) in std::mem::take(&mut held.copies) {
-                // SAFETY: both were live when the copy was enqueued, and what is freed under a copy is left where it is.
-                unsafe { std::ptr::copy_nonoverlapping(pointer(from as u64), pointer(to as u64), bytes) };
-            }
-            held.reached = held.recorded;
-            self.memory.moves.notify_all();
-        }
+        self.memory.hold(holds);
     }
 
     /// Lets the kernels that are launched from now on fail, or not.
@@ -274,13 +137,13 @@ impl EmulatedDevice {
     /// Allocations that were freed while a copy that [`EmulatedDevice::hold`] holds up still used them: 0, or a bug.
     #[must_use]
     pub fn freed_in_use(&self) -> usize {
-        self.memory.held().freed_in_use
+        self.memory.freed_in_use()
     }
 
     /// Bytes of device and pinned memory in use.
     #[must_use]
     pub fn allocated(&self) -> usize {
-        self.memory.bytes.load(Ordering::Relaxed)
+        self.memory.in_use()
     }
 
     fn dot(&self, x: &[f32], w: &[f32]) -> f32 {
@@ -476,7 +339,7 @@ impl Device for EmulatedDevice {
     }
 
     fn event(&self) -> Result<Box<dyn DeviceEvent>> {
-        Ok(Box::new(Recorded { number: 0.into(), memory: Arc::clone(&self.memory) }))
+        Ok(Box::new(Recorded::new(&self.memory)))
     }
 
     unsafe fn copy_back_on(
@@ -489,13 +352,8 @@ impl Device for EmulatedDevice {
     ) -> Result<()> {
         from.check(offset, bytes)?;
         to.check(bytes)?;
-        let mut held = self.memory.held();
-        if held.holds && stream.0.addr() != OWN_STREAM {
-            held.copies.push((from.at(offset) as usize, to.start().expose_provenance(), bytes));
-        } else {
-            // SAFETY: inside both allocations, and nobody else's meanwhile, by the caller's promise.
-            unsafe { std::ptr::copy_nonoverlapping(pointer(from.at(offset)), to.start(), bytes) };
-        }
+        // SAFETY: inside both allocations, and nobody else's meanwhile, by the caller's promise.
+        unsafe { self.memory.copy_back(stream, from.at(offset), to.start(), bytes) };
         Ok(())
     }
 

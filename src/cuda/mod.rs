@@ -8,6 +8,8 @@ mod driver;
 mod emulated;
 mod encoder;
 mod event;
+#[cfg(feature = "cuda-emulation")]
+mod host_memory;
 mod pinned;
 mod sae;
 mod selection;
