@@ -264,7 +264,15 @@ fn child_meets_captures() {
     // Another stream is none of its business.
     assert_eq!(submit(&mut tap, &setting.rows(4, 4), busy, 4).0, Ok(4));
     // Taps that come and go allocate and free, here and on the worker.
+    let before = setting.monitor.device_memory();
     drop(setting.tap());
+    for _ in 0..10_000 {
+        if setting.monitor.device_memory() == before {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // The worker asks on.
     std::thread::sleep(Duration::from_millis(30));
     with_context(&setting.device, || {
         // SAFETY: the stream is being captured; it writes one handle, of an empty graph.

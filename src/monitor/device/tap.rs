@@ -299,10 +299,11 @@ impl Drop for DeviceTap {
             // the memory is safe.
             return;
         }
-        let worker = self.parts.site.worker;
-        self.parts.shared.closed.store(true, Ordering::Release);
-        self.parts.core.workers[worker].rouse();
-        // SAFETY: dropped once, here, and not used afterwards.
-        unsafe { ManuallyDrop::drop(&mut self.parts) };
+        // SAFETY: taken once, here, and not used afterwards.
+        let Parts { core, site, shared, filling, .. } = unsafe { ManuallyDrop::take(&mut self.parts) };
+        // Before the worker may let go of its end: the last one frees memory of the device, which may wait for that.
+        drop(filling);
+        shared.closed.store(true, Ordering::Release);
+        core.workers[site.worker].rouse();
     }
 }
