@@ -200,6 +200,10 @@
     { sizeof(kronsae_device_latents), 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL }
 
 /** Starting values: struct_size set, everything else the default. */
+#define KRONSAE_DEVICE_TAP_OPTIONS_INIT \
+    { sizeof(kronsae_device_tap_options), 0, 0, 0, 0, 0, 0, 0, 0 }
+
+/** Starting values: struct_size set, everything else the default. */
 #define KRONSAE_MONITOR_OPTIONS_INIT \
     { sizeof(kronsae_monitor_options), 0, 0, 0, 0, 0, 0, 0, 0, 0.0f, 0.0f, 0, 0.0, NULL, 0, 0 }
 
@@ -295,6 +299,18 @@
 typedef struct kronsae_device_sae kronsae_device_sae;
 
 /**
+ * Where a serving thread hands activations in a device's memory to a monitor: they are encoded there, on the caller's
+ * stream, and of a token 8 K + 5 bytes are copied to the host.
+ *
+ * Threads: one at a time; make one for each thread that submits. A call that overlaps another on the same tap is refused
+ * with `KRONSAE_STATUS_INVALID_ARGUMENT`. In a child process its calls return `KRONSAE_STATUS_FORKED`.
+ *
+ * Lifetime: destroying the monitor under a tap is legal, also during a call; later ones return
+ * `KRONSAE_STATUS_STOPPED`.
+ */
+typedef struct kronsae_device_tap kronsae_device_tap;
+
+/**
  * Turns activations into sparse latents: a model, a workspace, and threads of its own.
  *
  * Threads: one at a time; make one for each thread that encodes. A call that overlaps another on the same encoder is
@@ -381,9 +397,9 @@ typedef int32_t kronsae_log_level;
  * Receives log messages. `message` is UTF-8 without a newline, valid during the call only; `user_data` is what was
  * given to `kronsae_set_log_callback`.
  *
- * It runs on the thread that called the library, several threads may be in it at once, and it must return: no exception,
- * longjmp or thread exit may leave it (the process is aborted if one does). What it logs by calling this library again
- * is dropped.
+ * It runs on the thread that called the library, or on a worker of a monitor; several threads may be in it at once, and it
+ * must return: no exception, longjmp or thread exit may leave it (the process is aborted if one does). What it logs by
+ * calling this library again is dropped.
  */
 typedef void (*kronsae_log_callback)(void *user_data, kronsae_log_level level, const char *message);
 
@@ -641,7 +657,10 @@ typedef struct kronsae_monitor_options {
     const uint32_t *cpus;
     /** Numbers in cpus. */
     size_t n_cpus;
-    /** Bytes that queues and state may take; what would need more is refused. 0: no limit. */
+    /**
+     * Bytes of the host's memory that queues and state may take, pinned memory of device taps included; what would need more
+     * is refused. 0: no limit.
+     */
     size_t memory_limit;
 } kronsae_monitor_options;
 
@@ -752,6 +771,35 @@ typedef struct kronsae_token_tag {
     /** 0. */
     uint32_t reserved;
 } kronsae_token_tag;
+
+/** How a device tap works. Start from `KRONSAE_DEVICE_TAP_OPTIONS_INIT`; zero means default. */
+typedef struct kronsae_device_tap_options {
+    /** sizeof(kronsae_device_tap_options). */
+    uint32_t struct_size;
+    /** Which of the devices that the driver shows to this process, counted from 0, as cudaSetDevice counts. */
+    uint32_t device;
+    /** `KRONSAE_COMPUTE_*`. */
+    kronsae_compute compute;
+    /**
+     * Rows whose pre-activations exist at a time; they bound the workspace. 0: as many as take 256 MB, at least 128.
+     */
+    uint32_t tile_rows;
+    /** `KRONSAE_SAMPLING_*`. 0: every token. */
+    kronsae_sampling sampling;
+    /** With KRONSAE_SAMPLING_EVERY_NTH: n, at least 1. Otherwise 0. */
+    uint32_t nth;
+    /** Batches in flight, from a submit until a worker has taken them, at most 1,024. 0: 8. */
+    uint32_t slots;
+    /**
+     * Most rows of a batch, at most 4,096; a submit of more takes several slots. Memory is taken for as many. 0: 512.
+     */
+    uint32_t rows;
+    /**
+     * Ends of requests and rewinds the queue has room for besides, in slots that tokens cannot take, at most 2^24.
+     * 0: 1024.
+     */
+    size_t controls;
+} kronsae_device_tap_options;
 
 /** What an event says: one of `KRONSAE_EVENT_*`. Later versions may add kinds. */
 typedef int32_t kronsae_event_kind;
@@ -1523,9 +1571,11 @@ kronsae_status kronsae_monitor_add_site(const struct kronsae_monitor *monitor,
  * Puts another model in force at a site, at a batch boundary, while taps go on. The site's statistics start anew.
  *
  * sae: of the same d_model as the one before, and rules in force must fit it, or the old one stays in force. As in
- * `kronsae_monitor_add_site` the handle may be destroyed afterwards.
+ * `kronsae_monitor_add_site` the handle may be destroyed afterwards. Device taps of the site have it copied to their devices;
+ * what the old one has encoded there and is not on the host yet is counted as dropped.
  *
- * Errors: as `kronsae_monitor_add_site`. The old model stays in force then.
+ * Errors: as `kronsae_monitor_add_site`; with device taps, also those of `kronsae_device_sae_create`. The old model stays in
+ * force then.
  *
  * Threads: any number at once; not for serving threads.
  *
@@ -1704,6 +1754,110 @@ kronsae_status kronsae_tap_rewind(struct kronsae_tap *tap,
 void kronsae_tap_destroy(struct kronsae_tap *tap);
 
 /**
+ * Makes a device tap at a site: copies the site's model to the device, unless another tap of the site with the same
+ * options has it there, and allocates memory for the batches in flight, there and, pinned, on the host. The latter counts
+ * in memory_limit; the snapshot has the former as device_memory.
+ *
+ * options: NULL for defaults. out: receives the tap, to be freed with `kronsae_device_tap_destroy`; NULL on failure.
+ *
+ * The site's model may be replaced at any time. Batches that the former one has encoded and no worker has taken are
+ * counted as dropped then. A site with a device tap cannot record, as its activations never reach the host.
+ *
+ * Errors: `KRONSAE_STATUS_UNSUPPORTED`, as `kronsae_device_sae_create`, and if the site has no model or records;
+ * `KRONSAE_STATUS_INVALID_ARGUMENT`, also if there is no such site; `KRONSAE_STATUS_OUT_OF_MEMORY`, also the device's, and
+ * where memory_limit is reached; `KRONSAE_STATUS_TIMEOUT` if the worker is busy for a minute; `KRONSAE_STATUS_STOPPED`;
+ * `KRONSAE_STATUS_POISONED` if a worker failed; `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_DEVICE` if the device fails.
+ *
+ * Threads: any number at once; not for serving threads. Waits for the device; not while a stream is being captured in a
+ * graph, and not in a callback of a monitor.
+ *
+ * Unstable: it was tested over emulated kernels and never on a device.
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_device_tap_create(const struct kronsae_monitor *monitor,
+                                         uint32_t site,
+                                         const struct kronsae_device_tap_options *options,
+                                         struct kronsae_device_tap **out,
+                                         struct kronsae_error **error);
+
+/**
+ * Hands over a batch: enqueues on the caller's stream its encoding, the copy of the latents to the host and an event that a
+ * worker looks for, and returns. Made for serving threads: it waits for nothing, neither the device nor a lock, allocates
+ * nothing and logs nothing.
+ *
+ * activations: data is an address on the device; the rows are read when the stream gets there, and may be overwritten by
+ * what is enqueued on it afterwards. tags: in the host's memory, one for each row, of tag_size (sizeof(kronsae_token_tag))
+ * bytes each; tokens of a request in ascending order of position; copied before the call returns. accepted: NULL, or
+ * receives how many rows were taken. The others are counted: those that sampling leaves out, and those that are dropped
+ * because no slot is free, whole batches at the end. That is no error; nor is a device that failed, after which everything
+ * is dropped, the log says so once, and the snapshot why. stream: a cudaStream_t (or CUstream) of that device's primary
+ * context; NULL is the default stream. It may be another one at each call.
+ *
+ * Sampled rows that lie equally far apart are encoded alone, others with the rows between them; where sampling takes no
+ * row, nothing is enqueued.
+ *
+ * Errors: `KRONSAE_STATUS_INVALID_ARGUMENT`, also if d_model is not the site's, the stream is of another device, or it is
+ * being captured in a graph (the capture goes on); `KRONSAE_STATUS_UNSUPPORTED` if the library was built without CUDA;
+ * `KRONSAE_STATUS_STOPPED` if the monitor was stopped or destroyed; `KRONSAE_STATUS_FORKED`; `KRONSAE_STATUS_POISONED`. No
+ * row is enqueued or counted then.
+ *
+ * Graphs: refused while capturing. A host that launches a graph submits behind each launch, on the same stream.
+ *
+ * Threads: one at a time on one tap.
+ *
+ * Unstable: it was tested over emulated kernels and never on a device.
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_device_tap_submit(struct kronsae_device_tap *tap,
+                                         const struct kronsae_activations *activations,
+                                         const struct kronsae_token_tag *tags,
+                                         size_t tag_size,
+                                         size_t *accepted,
+                                         void *stream,
+                                         struct kronsae_error **error);
+
+/**
+ * Says that a request is over, in order with its tokens, as `kronsae_tap_end_request` does.
+ *
+ * Errors: as `kronsae_tap_end_request`; `KRONSAE_STATUS_UNSUPPORTED` if the library was built without CUDA.
+ *
+ * Threads: one at a time on one tap. Made for serving threads. Does not touch the device.
+ *
+ * Unstable: it was tested over emulated kernels and never on a device.
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_device_tap_end_request(struct kronsae_device_tap *tap,
+                                              uint64_t request,
+                                              struct kronsae_error **error);
+
+/**
+ * Takes back the tokens of a request from a position on, in order with its tokens, as `kronsae_tap_rewind` does.
+ *
+ * Errors: as `kronsae_device_tap_end_request`.
+ *
+ * Threads: one at a time on one tap. Made for serving threads. Does not touch the device.
+ *
+ * Unstable: it was tested over emulated kernels and never on a device.
+ * Since 0.1.0.
+ */
+kronsae_status kronsae_device_tap_rewind(struct kronsae_device_tap *tap,
+                                         uint64_t request,
+                                         int32_t position,
+                                         struct kronsae_error **error);
+
+/**
+ * Destroys a device tap. What it took in is still encoded, and its counters stay in the monitor's sums; where the monitor is
+ * gone, the call waits for what the device still does for it. NULL is allowed. May come before or after
+ * `kronsae_monitor_destroy`.
+ *
+ * Threads: one, when no other uses the tap any more.
+ *
+ * Unstable: it was tested over emulated kernels and never on a device.
+ * Since 0.1.0.
+ */
+void kronsae_device_tap_destroy(struct kronsae_device_tap *tap);
+
+/**
  * Takes the oldest events, at most `most`, out of a monitor's queue. Waits up to timeout_ms for the first; 0 does not
  * wait.
  *
@@ -1861,8 +2015,8 @@ kronsae_status kronsae_monitor_serve(const struct kronsae_monitor *monitor,
  * `kronsae_recorder_destroy`; NULL on failure.
  *
  * Errors: `KRONSAE_STATUS_IO` if the folder cannot be made or written to; `KRONSAE_STATUS_INVALID_ARGUMENT`, also if
- * there is no such site or it is recorded already; `KRONSAE_STATUS_OUT_OF_MEMORY`; `KRONSAE_STATUS_STOPPED`;
- * `KRONSAE_STATUS_FORKED`.
+ * there is no such site or it is recorded already; `KRONSAE_STATUS_UNSUPPORTED` if it has device taps, whose activations
+ * never reach the host; `KRONSAE_STATUS_OUT_OF_MEMORY`; `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_FORKED`.
  *
  * Threads: any number at once; not for serving threads.
  *

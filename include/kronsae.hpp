@@ -577,6 +577,48 @@ private:
     detail::Owned<kronsae_tap, kronsae_tap_destroy> handle_;
 };
 
+// How a device tap works: the options of the C header, with their starting values.
+struct DeviceTapOptions : kronsae_device_tap_options {
+    DeviceTapOptions() noexcept : kronsae_device_tap_options KRONSAE_DEVICE_TAP_OPTIONS_INIT {}
+};
+
+// Where a serving thread hands over activations in a CUDA device's memory, which are encoded there: see
+// kronsae_device_tap. Move-only; for one thread at a time.
+class DeviceTap {
+public:
+    // Enqueues a batch in the device's memory on `stream`, a cudaStream_t, and never waits. tags: one for each row, in the
+    // host's memory. accepted: how many rows were taken; the others are sampled out or dropped, by count. See
+    // kronsae_device_tap_submit.
+    Error submit(const kronsae_activations& activations, const TokenTag* tags, void* stream,
+                 std::size_t* accepted = nullptr) noexcept {
+        kronsae_error* error = nullptr;
+        kronsae_device_tap_submit(handle_.get(), &activations, tags, sizeof(TokenTag), accepted, stream, &error);
+        return Error(error);
+    }
+
+    // The request is over. See kronsae_device_tap_end_request.
+    Error end_request(std::uint64_t request) noexcept {
+        kronsae_error* error = nullptr;
+        kronsae_device_tap_end_request(handle_.get(), request, &error);
+        return Error(error);
+    }
+
+    // Tokens of the request from `position` on are taken back. See kronsae_device_tap_rewind.
+    Error rewind(std::uint64_t request, std::int32_t position) noexcept {
+        kronsae_error* error = nullptr;
+        kronsae_device_tap_rewind(handle_.get(), request, position, &error);
+        return Error(error);
+    }
+
+    kronsae_device_tap* get() noexcept { return handle_.get(); }
+
+private:
+    friend class Monitor;
+    explicit DeviceTap(kronsae_device_tap* handle) noexcept : handle_(handle) {}
+
+    detail::Owned<kronsae_device_tap, kronsae_device_tap_destroy> handle_;
+};
+
 // A recording of one site. Its end closes the last shard.
 class Recorder {
 public:
@@ -795,6 +837,16 @@ public:
         kronsae_tap_create(get(), site, &options, &tap, &error);
         if (tap == nullptr) return Error(error);
         return Tap(tap);
+    }
+
+    // A tap at a site for activations in a CUDA device's memory: one for each thread that submits. A library that was built
+    // without CUDA answers KRONSAE_STATUS_UNSUPPORTED.
+    Result<DeviceTap> device_tap(std::uint32_t site, const DeviceTapOptions& options = DeviceTapOptions()) const noexcept {
+        kronsae_device_tap* tap = nullptr;
+        kronsae_error* error = nullptr;
+        kronsae_device_tap_create(get(), site, &options, &tap, &error);
+        if (tap == nullptr) return Error(error);
+        return DeviceTap(tap);
     }
 
     // Starts to record what a site's taps take in.

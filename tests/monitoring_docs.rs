@@ -30,6 +30,10 @@ fn surroundings(kind: &str) -> Option<&'static str> {
             "void serving(kronsae::Tap& tap, const float* residual, std::size_t rows, std::size_t d_model, \
              const std::uint64_t* request, const std::int32_t* position, const std::int32_t* token)"
         }
+        "cpp device" => {
+            "int device(kronsae::Monitor& monitor, std::uint32_t site, const void* on_device, std::size_t rows, \
+             std::size_t d_model, const std::vector<kronsae::TokenTag>& tags, void* stream)"
+        }
         "cpp consumer" => "void consumer(kronsae::Monitor& monitor)",
         "cpp recording" => "int recording(kronsae::Monitor& monitor, std::uint32_t site)",
         _ => return None,
@@ -55,7 +59,7 @@ fn every_block_of_the_page_compiles_or_parses() {
         program += &format!("{head} {{\n{text}\n{end}}}\n");
         found.push(kind);
     }
-    assert_eq!(found, ["cpp setup", "cpp serving", "cpp consumer", "toml", "cpp recording"]);
+    assert_eq!(found, ["cpp setup", "cpp serving", "cpp consumer", "cpp device", "toml", "cpp recording"]);
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("page.cpp");
     std::fs::write(&source, &program).unwrap();

@@ -128,6 +128,16 @@ mod device {
         }
     }
 
+    /// The arithmetic that the struct called `of` asks for.
+    pub(in crate::capi) fn compute(number: kronsae_compute, of: &str) -> Result<Compute> {
+        match number {
+            KRONSAE_COMPUTE_AUTO => Ok(Compute::Auto),
+            KRONSAE_COMPUTE_F32 => Ok(Compute::F32),
+            KRONSAE_COMPUTE_BF16 => Ok(Compute::Bf16),
+            other => Err(Error::invalid(format!("{of}: compute is {other}, expected KRONSAE_COMPUTE_*"))),
+        }
+    }
+
     pub(in crate::capi) struct DeviceSaeBody {
         model: Arc<Model>,
         sae: DeviceSae,
@@ -139,16 +149,7 @@ mod device {
 
     impl DeviceSaeBody {
         pub(super) fn create(model: &Arc<Model>, options: kronsae_device_options) -> Result<Self> {
-            let compute = match options.compute {
-                KRONSAE_COMPUTE_AUTO => Compute::Auto,
-                KRONSAE_COMPUTE_F32 => Compute::F32,
-                KRONSAE_COMPUTE_BF16 => Compute::Bf16,
-                other => {
-                    return Err(Error::invalid(format!(
-                        "kronsae_device_options: compute is {other}, expected KRONSAE_COMPUTE_*"
-                    )));
-                }
-            };
+            let compute = compute(options.compute, kronsae_device_options::NAME)?;
             model.check_running()?;
             let device = crate::cuda::open(options.device)?;
             let options = DeviceSaeOptions { compute, tile: options.tile_rows as usize };
@@ -230,13 +231,15 @@ mod device {
 }
 
 use device::DeviceSaeBody;
+#[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+pub(super) use device::compute;
 
 /// Refuses where the library was built without.
-fn available() -> Result<()> {
+pub(super) fn available() -> Result<()> {
     if cfg!(any(feature = "cuda", feature = "cuda-emulation")) { Ok(()) } else { Err(left_out()) }
 }
 
-fn left_out() -> Error {
+pub(super) fn left_out() -> Error {
     Error::new(
         crate::Status::Unsupported,
         "this libkronsae was built without CUDA; encode on the CPU (kronsae_encode), or use a build with cargo's feature `cuda`",

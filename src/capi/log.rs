@@ -20,9 +20,9 @@ pub const KRONSAE_LOG_INFO: kronsae_log_level = 3;
 /// Receives log messages. `message` is UTF-8 without a newline, valid during the call only; `user_data` is what was
 /// given to `kronsae_set_log_callback`.
 ///
-/// It runs on the thread that called the library, several threads may be in it at once, and it must return: no exception,
-/// longjmp or thread exit may leave it (the process is aborted if one does). What it logs by calling this library again
-/// is dropped.
+/// It runs on the thread that called the library, or on a worker of a monitor; several threads may be in it at once, and it
+/// must return: no exception, longjmp or thread exit may leave it (the process is aborted if one does). What it logs by
+/// calling this library again is dropped.
 pub type kronsae_log_callback =
     Option<unsafe extern "C" fn(user_data: *mut c_void, level: kronsae_log_level, message: *const c_char)>;
 

@@ -5,6 +5,7 @@
 //! given, unless a function takes a [`Stream`]. Nothing waits for the work to end except where it says so.
 
 use super::communicator::{Communicator, CommunicatorId};
+use super::event::DeviceEvent;
 use super::pinned::{Arrival, PinnedMemory};
 use crate::error::{Error, Result, Status};
 use std::any::Any;
@@ -554,4 +555,35 @@ pub trait Device: Send + Sync {
         self.check_communicators()?;
         Err(Error::new(Status::Unsupported, format!("{}: joins no group", self.name())))
     }
+
+    /// A point in a stream's work, for any stream of this device, not recorded yet.
+    ///
+    /// # Errors
+    /// [`crate::Status::OutOfMemory`]; [`crate::Status::Device`] if the device fails.
+    fn event(&self) -> Result<Box<dyn DeviceEvent>>;
+
+    /// Enqueues a copy of `bytes` bytes from `offset` bytes behind the start of `from` to the start of `to` on the caller's
+    /// stream. Allocates nothing, waits for nothing.
+    ///
+    /// # Errors
+    /// [`crate::Status::InvalidArgument`] if it does not fit, and nothing was enqueued; [`crate::Status::Internal`] if the
+    /// device fails.
+    ///
+    /// # Safety
+    /// Until the copy is over, which an event says that is recorded behind it, both stay allocated and nobody reads or
+    /// writes that part of `to`. `stream` is a live stream of this device.
+    unsafe fn copy_back_on(
+        &self,
+        stream: Stream,
+        from: &DeviceMemory,
+        offset: usize,
+        to: &PinnedMemory,
+        bytes: usize,
+    ) -> Result<()>;
+
+    /// Whether what this stream is given now would become part of a graph, or spoil one.
+    ///
+    /// # Errors
+    /// [`crate::Status::Device`] if the device fails.
+    fn is_capturing(&self, stream: Stream) -> Result<bool>;
 }

@@ -2,20 +2,18 @@
 //! device addresses that are addresses of this process. It is slow, and it finds faults that a GPU answers with garbage.
 
 use super::device::{Address, Arguments, Device, DeviceMemory, Element, Graph, Kernel, Product, Release, Stream};
+use super::event::DeviceEvent;
+use super::host_memory::{HostMemory, OWN_STREAM, Recorded, pointer};
 use super::pinned::{Arrival, Landing, PinnedMemory, Unpin};
 use crate::error::{Error, Result, Status};
 use libloading::Library;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
-use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Names the library of emulated kernels for [`EmulatedDevice::from_environment`].
 pub const EMULATION: &str = "KRONSAE_CUDA_EMULATION";
 
-/// Alignment of memory, as of a GPU's.
-const ALIGNMENT: usize = 256;
 /// What a product claims as workspace, so that callers are held to providing it.
 const WORKSPACE: usize = 512;
 /// The most dynamic shared memory of a block, as of an H200.
@@ -37,58 +35,16 @@ pub enum Accumulate {
     F64,
 }
 
-/// A device of emulated kernels. Its streams are all the same: everything is done when the call returns.
+/// A device of emulated kernels. Its streams are all the same: everything is done when the call returns, but for copies back
+/// to the host and events, which [`EmulatedDevice::hold`] may hold up.
 pub struct EmulatedDevice {
     launch: Launch,
     schedule: Schedule,
     last_error: LastError,
     accumulate: Accumulate,
     memory: Arc<HostMemory>,
-}
-
-/// Allocates like a device, and knows how much is in use.
-#[derive(Debug, Default)]
-struct HostMemory {
-    bytes: AtomicUsize,
-}
-
-fn layout(bytes: usize, what: &str) -> Result<Layout> {
-    // Exactly as long as asked for: a sanitizer sees what is beyond.
-    Layout::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| Error::out_of_memory(what, bytes))
-}
-
-impl HostMemory {
-    fn allocate(&self, bytes: usize, what: &str) -> Result<NonNull<u8>> {
-        let layout = layout(bytes, what)?;
-        // SAFETY: the layout's size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| Error::out_of_memory(what, bytes))?;
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(start)
-    }
-
-    /// # Safety
-    /// `start` and `bytes` are of one [`HostMemory::allocate`], not used any more.
-    unsafe fn free(&self, start: *mut u8, bytes: usize) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        if let Ok(layout) = layout(bytes, "") {
-            // SAFETY: the caller's promise; the layout is a function of `bytes`.
-            unsafe { dealloc(start, layout) }
-        }
-    }
-}
-
-impl Release for HostMemory {
-    unsafe fn release(&self, address: Address, bytes: usize) {
-        // SAFETY: the caller's promise; addresses of this device are of this process.
-        unsafe { self.free(pointer(address), bytes) }
-    }
-}
-
-impl Unpin for HostMemory {
-    unsafe fn unpin(&self, start: *mut u8, bytes: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { self.free(start, bytes) }
-    }
+    fails: AtomicBool,
+    captures: AtomicBool,
 }
 
 /// A copy that was over when it began.
@@ -102,10 +58,6 @@ impl Landing for Landed {
     fn as_any(&self) -> &dyn std::any::Any {
         self
     }
-}
-
-fn pointer(address: Address) -> *mut u8 {
-    std::ptr::with_exposed_provenance_mut(address as usize)
 }
 
 impl EmulatedDevice {
@@ -132,7 +84,15 @@ impl EmulatedDevice {
             let schedule = *library.get::<Schedule>(b"kronsae_emulate_schedule\0").map_err(failed)?;
             let last_error = *library.get::<LastError>(b"kronsae_emulate_error\0").map_err(failed)?;
             std::mem::forget(library);
-            Ok(EmulatedDevice { launch, schedule, last_error, accumulate, memory: Arc::default() })
+            Ok(EmulatedDevice {
+                launch,
+                schedule,
+                last_error,
+                accumulate,
+                memory: Arc::default(),
+                fails: AtomicBool::new(false),
+                captures: AtomicBool::new(false),
+            })
         }
     }
 
@@ -158,10 +118,32 @@ impl EmulatedDevice {
         unsafe { (self.schedule)(schedule) }
     }
 
+    /// From now on, copies back to the host and events wait, on all streams but the device's own, until this is called with
+    /// false: as on a device that is behind.
+    pub fn hold(&self, holds: bool) {
+        self.memory.hold(holds);
+    }
+
+    /// Lets the kernels that are launched from now on fail, or not.
+    pub fn set_failing(&self, fails: bool) {
+        self.fails.store(fails, Ordering::Release);
+    }
+
+    /// Lets all streams seem to be captured, or not.
+    pub fn set_capturing(&self, captures: bool) {
+        self.captures.store(captures, Ordering::Release);
+    }
+
+    /// Allocations that were freed while a copy that [`EmulatedDevice::hold`] holds up still used them: 0, or a bug.
+    #[must_use]
+    pub fn freed_in_use(&self) -> usize {
+        self.memory.freed_in_use()
+    }
+
     /// Bytes of device and pinned memory in use.
     #[must_use]
     pub fn allocated(&self) -> usize {
-        self.memory.bytes.load(Ordering::Relaxed)
+        self.memory.in_use()
     }
 
     fn dot(&self, x: &[f32], w: &[f32]) -> f32 {
@@ -202,7 +184,7 @@ impl Device for EmulatedDevice {
     }
 
     fn stream(&self) -> Stream {
-        Stream(std::ptr::null_mut())
+        Stream(std::ptr::without_provenance_mut(OWN_STREAM))
     }
 
     fn check_stream(&self, _stream: Stream) -> Result<()> {
@@ -282,6 +264,9 @@ impl Device for EmulatedDevice {
         shared_bytes: u32,
         arguments: &mut Arguments,
     ) -> Result<()> {
+        if self.fails.load(Ordering::Acquire) {
+            return Err(Error::new(Status::Internal, format!("{} fails, as a test asked for", kernel.0)));
+        }
         let name = CString::new(kernel.0).map_err(|_| Error::invalid("a kernel's name has a NUL inside"))?;
         let (grid, block) = ([columns, rows, 1], [block, 1, 1]);
         let pointers = arguments.pointers().as_mut_ptr();
@@ -351,5 +336,28 @@ impl Device for EmulatedDevice {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn event(&self) -> Result<Box<dyn DeviceEvent>> {
+        Ok(Box::new(Recorded::new(&self.memory)))
+    }
+
+    unsafe fn copy_back_on(
+        &self,
+        stream: Stream,
+        from: &DeviceMemory,
+        offset: usize,
+        to: &PinnedMemory,
+        bytes: usize,
+    ) -> Result<()> {
+        from.check(offset, bytes)?;
+        to.check(bytes)?;
+        // SAFETY: inside both allocations, and nobody else's meanwhile, by the caller's promise.
+        unsafe { self.memory.copy_back(stream, from.at(offset), to.start(), bytes) };
+        Ok(())
+    }
+
+    fn is_capturing(&self, _stream: Stream) -> Result<bool> {
+        Ok(self.captures.load(Ordering::Acquire))
     }
 }

@@ -8,6 +8,9 @@ mod driver;
 #[cfg(feature = "cuda-emulation")]
 mod emulated;
 mod encoder;
+mod event;
+#[cfg(feature = "cuda-emulation")]
+mod host_memory;
 mod pinned;
 mod sae;
 mod selection;
@@ -21,6 +24,7 @@ pub use driver::CudaDevice;
 #[cfg(feature = "cuda-emulation")]
 pub use emulated::{Accumulate, EMULATION, EmulatedDevice};
 pub use encoder::DeviceEncoder;
+pub use event::DeviceEvent;
 pub use pinned::{Arrival, Landing, PinnedMemory, Unpin};
 pub use sae::{Compute, DeviceActivations, DeviceLatents, DeviceSae, DeviceSaeOptions, MOST_LATENTS, Shape};
 pub use selection::{Selecting, selection_shared_bytes};

@@ -1,6 +1,6 @@
 //! Pinned memory of the host, and copies from it that run beside the device's work.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -36,6 +36,23 @@ impl PinnedMemory {
     /// `bytes` initialised bytes at `start` are an allocation of the owner's, handed over to this.
     pub unsafe fn from_raw(start: NonNull<u8>, bytes: usize, owner: Arc<dyn Unpin>) -> Self {
         PinnedMemory { start, bytes, owner }
+    }
+
+    /// Where it starts, for a device to write; dereferencing this memory meanwhile is a data race.
+    #[must_use]
+    pub fn start(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// Refuses to hold more than there is room for.
+    ///
+    /// # Errors
+    /// [`crate::Status::InvalidArgument`] naming both.
+    pub fn check(&self, bytes: usize) -> Result<()> {
+        if bytes > self.bytes {
+            return Err(Error::invalid(format!("{bytes} bytes of pinned memory of {}", self.bytes)));
+        }
+        Ok(())
     }
 }
 

@@ -420,8 +420,45 @@ impl DeviceSae {
     ) -> Result<()> {
         self.check(x, out, workspace_bytes, workspace)?;
         self.device.check_stream(stream)?;
+        // SAFETY: the caller's promise; checked.
+        unsafe { self.enqueue(x, out, workspace, stream, self.in_place(x)) }
+    }
+
+    /// As [`DeviceSae::encode`], but reads in place only rows that are contiguous, for whose products
+    /// [`DeviceSae::workspace_bytes`] has decided, so that nothing is left to decide here; and does not look at the stream.
+    ///
+    /// # Errors
+    /// As [`DeviceSae::encode`], the stream aside.
+    ///
+    /// # Safety
+    /// As [`DeviceSae::encode`], and `stream` is of this device.
+    pub(crate) unsafe fn encode_decided(
+        &self,
+        x: &DeviceActivations,
+        out: &DeviceLatents,
+        workspace: Address,
+        workspace_bytes: usize,
+        stream: Stream,
+    ) -> Result<()> {
+        self.check(x, out, workspace_bytes, workspace)?;
+        let contiguous = self.in_place(x).filter(|stride| *stride as usize == self.d_model);
+        // SAFETY: the caller's promise; checked.
+        unsafe { self.enqueue(x, out, workspace, stream, contiguous) }
+    }
+
+    /// Encodes a batch that was checked; `in_place`: elements from one row to the next, if the product can read them so.
+    ///
+    /// # Safety
+    /// As [`DeviceSae::encode`].
+    unsafe fn enqueue(
+        &self,
+        x: &DeviceActivations,
+        out: &DeviceLatents,
+        workspace: Address,
+        stream: Stream,
+        in_place: Option<u32>,
+    ) -> Result<()> {
         let layout = self.layout(x.rows);
-        let in_place = self.in_place(x);
         let stride = padded(self.d_model) as u32;
         let (x_at, y_at) = (workspace + layout.x as u64, workspace + layout.y as u64);
         let mut first = 0;

@@ -2,12 +2,13 @@
 
 use super::event::{Event, EventKind};
 use super::events::Ids;
+use super::intake::{Arrived, Elsewhere, Intake};
 use super::memory::Reserved;
 use super::recorder::{Recorder, RecorderState};
 use super::requests::{Match, Requests};
-use super::ring::{Consumer, Control, Next};
+use super::ring::{Control, Next};
 use super::shared::Core;
-use super::site::{Model, RuleTable, SiteShared, TapShared, Way, count, lock, sum};
+use super::site::{Model, RuleTable, SiteShared, Way, count, lock, sum};
 use crate::activations::Activations;
 use crate::encode::{Encoder, EncoderOptions, Latents, ROW_NOT_FINITE, Watch};
 use crate::error::Result;
@@ -29,10 +30,38 @@ pub(crate) enum Engine {
 /// The active ones of a token's watched latents, strongest first: entries of the watch list, latents, values.
 #[derive(Default)]
 pub(crate) struct Active {
+    /// The list by latent: latents, ascending, and their entries.
+    by_latent: Vec<(u32, u32)>,
     order: Vec<(u32, f32)>,
     indices: Vec<u32>,
     values: Vec<f32>,
     entries: Vec<u32>,
+}
+
+impl Active {
+    fn new(list: &[u32]) -> Self {
+        let mut by_latent: Vec<(u32, u32)> = list.iter().copied().zip(0..).collect();
+        by_latent.sort_unstable();
+        Active { by_latent, ..Active::default() }
+    }
+
+    /// Sorts the active ones of these, each an entry of `list` and its value.
+    fn sort(&mut self, list: &[u32], values: impl Iterator<Item = (u32, f32)>) {
+        self.order.clear();
+        self.order.extend(values.filter(|(_, value)| *value > 0.0));
+        let latent = |entry: u32| list[entry as usize];
+        self.order.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(latent(a.0).cmp(&latent(b.0))));
+        self.entries.clear();
+        self.entries.extend(self.order.iter().map(|(entry, _)| *entry));
+        self.indices.clear();
+        self.indices.extend(self.order.iter().map(|(entry, _)| latent(*entry)));
+        self.values.clear();
+        self.values.extend(self.order.iter().map(|(_, value)| *value));
+    }
+
+    fn sorted(&self) -> (&[u32], &[f32], &[u32]) {
+        (&self.indices, &self.values, &self.entries)
+    }
 }
 
 impl Engine {
@@ -45,7 +74,7 @@ impl Engine {
                 watch: Box::new(Watch::new(Arc::clone(sae), watch)?),
                 values: try_vec(BATCH * watch.len(), 0.0, what)?,
                 flags: try_vec(BATCH, 0, what)?,
-                active: Active::default(),
+                active: Active::new(watch),
             });
         }
         let encoder = Box::new(Encoder::new(Arc::clone(sae), EncoderOptions { threads, ..Default::default() })?);
@@ -89,20 +118,49 @@ impl Engine {
                     return None;
                 }
                 let values = &values[row * list.len()..(row + 1) * list.len()];
-                active.order.clear();
-                active.order.extend((0..).zip(values).filter(|(_, v)| **v > 0.0).map(|(entry, v)| (entry, *v)));
-                let latent = |entry: u32| list[entry as usize];
-                active.order.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(latent(a.0).cmp(&latent(b.0))));
-                active.entries.clear();
-                active.entries.extend(active.order.iter().map(|(entry, _)| *entry));
-                active.indices.clear();
-                active.indices.extend(active.order.iter().map(|(entry, _)| latent(*entry)));
-                active.values.clear();
-                active.values.extend(active.order.iter().map(|(_, value)| *value));
-                Some((&active.indices, &active.values, &active.entries))
+                active.sort(list, (0..).zip(values.iter().copied()));
+                Some(active.sorted())
             }
             Engine::Record => Some((&[], &[], &[])),
         }
+    }
+
+    /// Of a token's latents that were computed elsewhere, strongest first: those that the site is for, and the entries of
+    /// the statistics they belong to.
+    fn of_latents<'a>(
+        &'a mut self,
+        indices: &'a [u32],
+        values: &'a [f32],
+        list: &[u32],
+    ) -> (&'a [u32], &'a [f32], &'a [u32]) {
+        match self {
+            Engine::Full { .. } => (indices, values, indices),
+            Engine::Watch { active, .. } => {
+                let by_latent = std::mem::take(&mut active.by_latent);
+                let watched = indices.iter().zip(values).filter_map(|(latent, value)| {
+                    let at = by_latent.binary_search_by_key(latent, |(latent, _)| *latent).ok()?;
+                    Some((by_latent[at].1, *value))
+                });
+                active.sort(list, watched);
+                active.by_latent = by_latent;
+                active.sorted()
+            }
+            Engine::Record => (&[], &[], &[]),
+        }
+    }
+}
+
+/// A token's latents: of row `row` of the engine's last batch, or, where another computes them, of row `theirs` of that one's.
+fn row_of<'a>(
+    engine: &'a mut Engine,
+    latents: Option<&'a dyn Elsewhere>,
+    row: usize,
+    theirs: u32,
+    list: &[u32],
+) -> Option<(&'a [u32], &'a [f32], &'a [u32])> {
+    match latents {
+        None => engine.row(row, list),
+        Some(latents) => latents.row(theirs).map(|(indices, values)| engine.of_latents(indices, values, list)),
     }
 }
 
@@ -169,7 +227,7 @@ pub(crate) struct Site {
     pub(crate) rules_memory: Reserved,
     pub(crate) table: Arc<RuleTable>,
     pub(crate) ids: Ids,
-    pub(crate) taps: Vec<(Consumer, Arc<TapShared>)>,
+    pub(crate) taps: Vec<Intake>,
     pub(crate) recorder: Option<Recording>,
     /// Of recorders that were closed.
     pub(crate) recorded_before: (u64, u64),
@@ -180,17 +238,22 @@ impl Site {
     /// The turn of tap `at`: control records that wait, then one batch.
     pub(crate) fn turn(&mut self, core: &Core, at: usize) -> Result<Turn> {
         let mut turn = Turn::Idle;
+        self.taps[at].waits = false;
+        self.taps[at].tell(core, &self.shared.name);
         // Bounded, so that a host that queues nothing but control records cannot keep the others waiting.
         for _ in 0..BATCH {
-            match self.taps[at].0.next(BATCH) {
+            match self.taps[at].consumer.next(BATCH) {
                 Next::Empty => return Ok(turn),
                 Next::Control(control) => {
                     self.control(core, control);
                     // Last: who sees the queue empty sees everything that came of it.
-                    self.taps[at].0.release_control();
+                    self.taps[at].consumer.release_control();
                     turn = Turn::Control;
                 }
-                Next::Tokens(tokens) => return self.tokens(core, at, tokens),
+                Next::Tokens(tokens) => {
+                    let of_tokens = self.tokens(core, at, tokens)?;
+                    return Ok(if of_tokens == Turn::Idle { turn } else { of_tokens });
+                }
             }
         }
         Ok(turn)
@@ -216,13 +279,25 @@ impl Site {
     fn tokens(&mut self, core: &Core, at: usize, tokens: usize) -> Result<Turn> {
         let start = Instant::now();
         let Site { shared, model, engine, requests, table, ids, taps, recorder, text, .. } = self;
-        let (consumer, tap) = &mut taps[at];
-        engine.encode(consumer.view(tokens))?;
+        let Intake { consumer, tap, latents, waits, .. } = &mut taps[at];
+        let tokens = match latents {
+            None => {
+                engine.encode(consumer.view(tokens))?;
+                if model.way != Way::Record {
+                    shared.encode.observe(start.elapsed().as_nanos() as u64 / tokens as u64, tokens as u64);
+                }
+                tokens
+            }
+            Some(latents) => match latents.arrived(consumer.head(), tokens, model.sae.as_ref()) {
+                Arrived::NotYet => {
+                    *waits = true;
+                    return Ok(Turn::Idle);
+                }
+                Arrived::Here(tokens) => tokens,
+                Arrived::Lost(tokens) => return Ok(self.lost(core, at, tokens)),
+            },
+        };
         let encoded_at = core.nanos();
-        let encode_time = start.elapsed();
-        if model.way != Way::Record {
-            shared.encode.observe(encode_time.as_nanos() as u64 / tokens as u64, tokens as u64);
-        }
         let now = unix_nanos();
         let step = tap.sampling.step();
         let mut not_finite = 0;
@@ -233,7 +308,7 @@ impl Site {
                 let text = if *with_text && core.text_of(slot.tag.token, text) { Some(&text[..]) } else { None };
                 recorder.push(consumer.view(tokens).slice(row..row + 1), &slot.tag, text);
             }
-            match engine.row(row, &shared.watch) {
+            match row_of(engine, latents.as_deref(), row, slot.row, &shared.watch) {
                 None => {
                     not_finite += 1;
                     requests.missing(&slot.tag, step, &mut |found| emit.event(&found));
@@ -251,17 +326,52 @@ impl Site {
             // After the callbacks, which may read: never while one runs.
             let mut recent = shared.recent.add();
             for row in 0..tokens {
-                if let Some((indices, values, _)) = engine.row(row, &shared.watch) {
-                    recent.token(&consumer.slot(row).tag, indices, values);
+                let slot = consumer.slot(row);
+                if let Some((indices, values, _)) = row_of(engine, latents.as_deref(), row, slot.row, &shared.watch) {
+                    recent.token(&slot.tag, indices, values);
                 }
             }
         }
         count(&tap.consumed.encoded, tokens - not_finite);
         count(&tap.consumed.not_finite, not_finite);
+        if let Some(latents) = latents {
+            latents.release(tokens);
+        }
         // Last: who sees the queue empty sees everything that came of it.
         consumer.release(tokens);
         self.gauges();
         Ok(Turn::Tokens { count: tokens, busy: start.elapsed() })
+    }
+
+    /// Takes tokens whose latents will never be here: counted as dropped, and a gap in the windows of rules.
+    fn lost(&mut self, core: &Core, at: usize, tokens: usize) -> Turn {
+        let start = Instant::now();
+        let Site { shared, model, requests, table, ids, taps, .. } = self;
+        let Intake { consumer, tap, latents, .. } = &mut taps[at];
+        let mut emit = Emit { core, site: shared, model, table, ids, unix_nanos: unix_nanos() };
+        for row in 0..tokens {
+            requests.missing(&consumer.slot(row).tag, tap.sampling.step(), &mut |found| emit.event(&found));
+        }
+        count(&tap.consumed.lost, tokens);
+        if let Some(latents) = latents {
+            latents.release(tokens);
+        }
+        consumer.release(tokens);
+        self.gauges();
+        Turn::Tokens { count: tokens, busy: start.elapsed() }
+    }
+
+    /// Takes what others have computed for this site and is here, so that it still meets the model it was computed with.
+    pub(crate) fn take_arrived(&mut self, core: &Core) -> Result<()> {
+        for at in 0..self.taps.len() {
+            if self.taps[at].latents.is_none() {
+                continue;
+            }
+            // What comes meanwhile is not waited for.
+            let until = self.taps[at].consumer.ring().published();
+            while self.taps[at].consumer.head() < until && self.turn(core, at)? != Turn::Idle {}
+        }
+        Ok(())
     }
 
     /// Copies counts out for readers.
@@ -290,7 +400,7 @@ impl Site {
     /// Lets go of taps whose handles are gone and whose queues are empty.
     pub(crate) fn forget_closed_taps(&mut self) {
         let shared = &self.shared;
-        self.taps.retain(|(consumer, tap)| {
+        self.taps.retain(|Intake { consumer, tap, .. }| {
             // In this order: nothing is queued after it was closed.
             let over = tap.closed.load(Ordering::Acquire) && consumer.ring().is_empty();
             if over {

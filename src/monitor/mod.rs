@@ -37,11 +37,14 @@
 pub mod metrics;
 pub mod serve;
 
+#[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+mod device;
 mod encode;
 mod event;
 mod events;
 mod fork;
 mod histogram;
+mod intake;
 mod labels;
 mod memory;
 #[allow(clippy::module_inception, reason = "the monitor itself, among its parts")]
@@ -66,6 +69,8 @@ mod text_file;
 mod wake;
 mod worker;
 
+#[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+pub use device::{DeviceTap, DeviceTapOptions};
 pub use event::{Event, EventKind, EventLatent, Severity};
 pub use events::EventCallback;
 pub use labels::Labels;
@@ -75,7 +80,7 @@ pub use recorder::{PushOutcome, Recorder, RecorderOptions, RecorderState};
 pub use requests::{Match, RETRACTABLE_MATCHES, REWIND_TOKENS, Requests};
 pub use rules::{Rules, SiteRules, Tokens};
 pub use scheduling::Scheduling;
-pub use shared::TokenText;
+pub use shared::{Notice, TokenText};
 pub use snapshot::{
     Counters, Histogram, LatentSnapshot, ModelId, MonitorStatus, RecentToken, RecordingStatus, RuleCount, SiteSnapshot,
     Snapshot, State, TapSnapshot, UnboundRule, WatchedLatent,

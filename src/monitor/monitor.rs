@@ -4,6 +4,7 @@ use super::encode::{Engine, Recording, Site};
 use super::event::Event;
 use super::events::{EventCallback, Ids};
 use super::histogram::Durations;
+use super::intake::Intake;
 use super::labels::Labels;
 use super::options::{MonitorOptions, SiteOptions, TapOptions};
 use super::picture;
@@ -14,7 +15,7 @@ use super::requests::{Prepared, Requests};
 use super::ring::Ring;
 use super::rules::Rules;
 use super::serve::Source;
-use super::shared::{ABANDONED, Core, DRAINING, RUNNING, STOPPED, TokenText, is_worker, refuse_on_worker};
+use super::shared::{ABANDONED, Core, DRAINING, Notice, RUNNING, STOPPED, TokenText, is_worker, refuse_on_worker};
 use super::site::{Gauges, RuleTable, SiteShared, TapShared, Taps, check_name, layer_of, lock};
 use super::snapshot::{MonitorStatus, RecentToken, RecordingStatus, Snapshot, State, UnboundRule};
 use super::tap::Tap;
@@ -76,7 +77,7 @@ impl Monitor {
         Ok(Monitor { handle: Arc::new(handle) })
     }
 
-    fn core(&self) -> &Arc<Core> {
+    pub(super) fn core(&self) -> &Arc<Core> {
         &self.handle.core
     }
 
@@ -144,6 +145,8 @@ impl Monitor {
             latency: Durations::new(&core.options.latency_bounds),
             encode: Durations::new(&core.options.latency_bounds),
             gauges: Gauges::default(),
+            #[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+            devices: super::device::Devices::default(),
             _memory: memory,
         });
         let requests = Requests::new(rules, core.options.requests)?;
@@ -175,9 +178,13 @@ impl Monitor {
     /// Puts another model in force at a site, between two batches. The site's statistics start anew; windows of rules
     /// do, too. On any error the old model stays in force.
     ///
+    /// Where the site has `DeviceTap`s, the model is copied to their devices first. What the old one has encoded there and
+    /// is not on the host yet is counted as dropped.
+    ///
     /// # Errors
     /// As [`Monitor::add_site`]; [`Status::InvalidArgument`] if the site has no model, the width is another, or a rule in
-    /// force does not fit the new model.
+    /// force does not fit the new model; with device taps [`Status::Unsupported`], [`Status::OutOfMemory`] and
+    /// [`Status::Internal`] of their devices.
     pub fn replace_sae(&self, site: SiteId, sae: Arc<Sae>) -> Result<()> {
         let core = self.core();
         core.check()?;
@@ -201,14 +208,26 @@ impl Monitor {
         let rules = ReadyRules::new(core, &shared.name, rules)?;
         let model = Arc::new(model);
         let threads = core.options.encoder_threads;
-        core.run_on(shared.worker, move |worker| {
+        #[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+        let mut lanes = shared.devices.lanes(core, &shared.name, model.sae.as_ref())?;
+        let for_worker = Arc::clone(core);
+        let replaced = core.run_on(shared.worker, move |worker| {
             let site = worker.site(site.0)?;
             let engine = Engine::new(&model, &site.shared.watch, threads)?;
+            site.take_arrived(&for_worker)?;
             *lock(&site.shared.model) = Arc::clone(&model);
             (site.model, site.engine) = (model, engine);
             rules.install(site);
+            #[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+            {
+                super::device::Devices::install(&mut lanes);
+                Ok(lanes)
+            }
+            #[cfg(not(any(feature = "cuda", feature = "cuda-emulation")))]
             Ok(())
-        })
+        });
+        // What device taps had before goes here, since that may wait for a device.
+        replaced.map(drop)
     }
 
     /// Puts rules in force at all sites; none of them if any does not fit. Windows start anew. Rules that keep their name
@@ -271,12 +290,12 @@ impl Monitor {
         let memory = core.budget.reserve(bytes.unwrap_or(usize::MAX), "a tap's queue")?;
         let (producer, consumer, ring) = Ring::new(options.capacity, options.controls, site.d_model, options.dtype)?;
         let number = core.taps.fetch_add(1, Ordering::Relaxed);
-        let shared = Arc::new(TapShared::new(number, ring, &options, memory));
+        let shared = Arc::new(TapShared::new(number, ring, options.capacity, options.sampling, memory));
         lock(&site.taps).live.push(Arc::clone(&shared));
         let (for_worker, at) = (Arc::clone(&shared), site.number);
         let sent = core.workers[site.worker].send(Box::new(move |worker| {
             if let Ok(site) = worker.site(at) {
-                site.taps.push((consumer, for_worker));
+                site.taps.push(Intake::new(consumer, for_worker, None));
             }
         }));
         if let Err(error) = sent {
@@ -338,6 +357,17 @@ impl Monitor {
     pub fn set_token_text(&self, text: Option<TokenText>) -> Result<()> {
         self.core().fork.check()?;
         self.core().set_text(text);
+        Ok(())
+    }
+
+    /// Has `notice` told, once each and on a worker's thread, of what goes wrong with no call to return an error from: a
+    /// device that failed under a `DeviceTap`, say.
+    ///
+    /// # Errors
+    /// [`Status::Forked`].
+    pub fn set_notice(&self, notice: Option<Notice>) -> Result<()> {
+        self.core().fork.check()?;
+        self.core().set_notice(notice);
         Ok(())
     }
 
@@ -445,11 +475,17 @@ impl Monitor {
         self.core().budget.used()
     }
 
+    /// Bytes of devices' memory now, for device taps: buffers, workspaces, and the models' copies there.
+    #[must_use]
+    pub fn device_memory(&self) -> usize {
+        self.core().device_budget.used()
+    }
+
     /// Records what a site's taps hand over, from the next batch on.
     ///
     /// # Errors
-    /// Those of [`Recorder::new`]; [`Status::InvalidArgument`] if the site records already; others as
-    /// [`Monitor::add_site`].
+    /// Those of [`Recorder::new`]; [`Status::InvalidArgument`] if the site records already; [`Status::Unsupported`] if it
+    /// has `DeviceTap`s, whose activations never reach the host; others as [`Monitor::add_site`].
     pub fn record(&self, site: SiteId, options: RecorderOptions) -> Result<()> {
         let core = self.core();
         core.check()?;
@@ -462,6 +498,16 @@ impl Monitor {
             let site = worker.site(site.0)?;
             if site.recorder.is_some() {
                 return Err(Error::invalid(format!("site {} records already", site.shared.name)));
+            }
+            if site.taps.iter().any(|intake| intake.latents.is_some()) {
+                return Err(Error::new(
+                    Status::Unsupported,
+                    format!(
+                        "site {} has taps whose activations stay on a device; record at a site of its own, whose taps \
+                         take them from the host's memory",
+                        site.shared.name
+                    ),
+                ));
             }
             site.recorder = Some(Recording { recorder, text, _memory: memory });
             site.gauges();

@@ -19,7 +19,8 @@ pub struct MonitorOptions {
     pub events: usize,
     /// Tokens of each site that are kept with their latents for readers.
     pub recent_tokens: usize,
-    /// The most bytes of queues and state; None: no limit of the monitor's own. Models are not counted.
+    /// The most bytes of the host's memory for queues and state, pinned memory included; None: no limit of the monitor's own.
+    /// Models are not counted.
     pub memory_limit: Option<usize>,
     /// The most latents of a site whose values the metrics carry.
     pub watched: usize,

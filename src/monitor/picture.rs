@@ -20,6 +20,7 @@ pub(crate) fn of(core: &Core) -> Snapshot {
         failure: None,
         uptime: core.start.elapsed().as_secs_f64(),
         memory: core.budget.used() as u64,
+        device_memory: core.device_budget.used() as u64,
         events: 0,
         events_lost: 0,
         cpu_seconds: 0.0,
@@ -94,7 +95,7 @@ fn of_site(core: &Core, site: &SiteShared) -> SiteSnapshot {
         layer: site.layer,
         model: model.id,
         latents: model.sae.as_ref().map_or(0, |sae| sae.config().encoder.latents() as u32),
-        rule: model.rule,
+        rule: site.rule(&model),
         counters,
         taps,
         tokens: statistics.map_or(0, Statistics::tokens),
@@ -130,8 +131,9 @@ fn taps(site: &SiteShared, over: bool) -> (Vec<TapSnapshot>, Counters) {
         each.push(TapSnapshot {
             tap: tap.number,
             counters,
-            capacity: tap.ring.capacity() as u64,
+            capacity: tap.capacity as u64,
             closed: tap.closed.load(Ordering::Acquire),
+            failure: tap.failure.get().cloned(),
         });
     }
     (each, all)

@@ -28,6 +28,8 @@ pub(crate) struct Slot {
     /// When it was submitted, in nanoseconds of the monitor's clock.
     pub(crate) nanos: u64,
     pub(crate) dtype: Dtype,
+    /// Of a token whose row is not here but in a batch of somebody else's: which row of it. Otherwise 0.
+    pub(crate) row: u32,
 }
 
 /// What happens to a request, in order with its tokens.
@@ -111,7 +113,28 @@ impl Ring {
         d_model: usize,
         widest: Dtype,
     ) -> Result<(Producer, Consumer, Arc<Ring>)> {
-        if capacity == 0 || controls == 0 || d_model == 0 {
+        if d_model == 0 {
+            return Err(Error::invalid("a tap's queue of d_model 0, expected at least 1"));
+        }
+        Self::make(capacity, controls, d_model, widest)
+    }
+
+    /// As [`Ring::new`], of tokens whose rows are elsewhere.
+    ///
+    /// # Errors
+    /// As [`Ring::new`].
+    #[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+    pub(crate) fn without_rows(capacity: usize, controls: usize) -> Result<(Producer, Consumer, Arc<Ring>)> {
+        Self::make(capacity, controls, 0, Dtype::F32)
+    }
+
+    fn make(
+        capacity: usize,
+        controls: usize,
+        d_model: usize,
+        widest: Dtype,
+    ) -> Result<(Producer, Consumer, Arc<Ring>)> {
+        if capacity == 0 || controls == 0 {
             return Err(Error::invalid(format!(
                 "a tap's queue of {capacity} tokens of d_model {d_model} and {controls} control records: every extent \
                  must be at least 1"
@@ -125,7 +148,7 @@ impl Ring {
         };
         let mut memory = Aligned::<u8>::zeroed(stride * capacity, what)?;
         let rows = memory.as_bytes_mut().as_mut_ptr();
-        let slot = Slot { tag: TokenTag::default(), nanos: 0, dtype: widest };
+        let slot = Slot { tag: TokenTag::default(), nanos: 0, dtype: widest, row: 0 };
         let control = ControlSlot { before: 0, control: Control::End { request: 0 } };
         let ring = Arc::new(Ring {
             slots: cells(capacity, slot, what)?,
@@ -271,7 +294,7 @@ impl Producer {
                 }
             }
             for row in 0..run {
-                let slot = Slot { tag: tag(from + done + row), nanos, dtype: x.dtype() };
+                let slot = Slot { tag: tag(from + done + row), nanos, dtype: x.dtype(), row: 0 };
                 // SAFETY: as above, the slot is this thread's alone.
                 ring.slots[start + row].with_mut(|to| unsafe { to.write(slot) });
             }
@@ -284,6 +307,32 @@ impl Producer {
     #[inline]
     pub(crate) fn publish(&self) {
         self.ring.tail.0.store(self.tail, Ordering::Release);
+    }
+
+    /// Writes a token without its row into a free slot, without publishing it; false if there is none.
+    #[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+    pub(crate) fn write_tag(&mut self, tag: TokenTag, row: u32, nanos: u64) -> bool {
+        if self.room(1) == 0 {
+            return false;
+        }
+        let ring = &*self.ring;
+        let slot = Slot { tag, nanos, dtype: ring.widest, row };
+        // SAFETY: the slot is free, as just found, and this is the only producer.
+        ring.slots[ring.slot_of(self.tail)].with_mut(|to| unsafe { to.write(slot) });
+        self.tail += 1;
+        true
+    }
+
+    /// Tokens written so far, published or not: the number of the next one.
+    #[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+    pub(crate) fn written(&self) -> u64 {
+        self.tail
+    }
+
+    /// Takes back what was written and not published.
+    #[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+    pub(crate) fn abandon(&mut self) {
+        self.tail = self.ring.published();
     }
 
     /// Queues a control record behind all tokens written so far; false if its slots are full.
@@ -327,6 +376,11 @@ pub(crate) struct Consumer {
 impl Consumer {
     pub(crate) fn ring(&self) -> &Arc<Ring> {
         &self.ring
+    }
+
+    /// The number of the token that comes next.
+    pub(crate) fn head(&self) -> u64 {
+        self.head
     }
 
     /// What comes next, at most `most` tokens.

@@ -16,6 +16,9 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+/// Is told, in a sentence, of what goes wrong with nobody there to return an error to.
+pub type Notice = Box<dyn Fn(&str) + Send + Sync>;
+
 /// Gives a token's bytes: appends them to the buffer.
 pub type TokenText = Box<dyn Fn(i32, &mut Vec<u8>) + Send + Sync>;
 
@@ -102,8 +105,11 @@ pub(crate) struct Core {
     state: AtomicU8,
     failure: Mutex<Option<String>>,
     pub(crate) budget: Arc<Budget>,
+    /// Of devices' memory.
+    pub(crate) device_budget: Arc<Budget>,
     pub(crate) events: Events,
     text: Mutex<Option<Arc<TokenText>>>,
+    notice: Mutex<Option<Arc<Notice>>>,
     pub(crate) sites: Mutex<Vec<Arc<SiteShared>>>,
     pub(crate) configuration: Mutex<Configuration>,
     /// Of the rules in force, those for sites that there are not. Changed under the lock of `configuration`.
@@ -151,8 +157,10 @@ impl Core {
             state: AtomicU8::new(RUNNING),
             failure: Mutex::new(None),
             budget,
+            device_budget: Budget::new(None),
             events: Events::new(options.events),
             text: Mutex::new(None),
+            notice: Mutex::new(None),
             sites: Mutex::new(Vec::new()),
             configuration: Mutex::new(Configuration { rules: Rules::default() }),
             unbound: Mutex::new(Vec::new()),
@@ -272,6 +280,20 @@ impl Core {
         let former = std::mem::replace(&mut *lock(&self.text), text.map(Arc::new));
         // The host's own destructor may run here, without the lock.
         drop(former);
+    }
+
+    pub(crate) fn set_notice(&self, notice: Option<Notice>) {
+        let former = std::mem::replace(&mut *lock(&self.notice), notice.map(Arc::new));
+        // The host's own destructor may run here, without the lock.
+        drop(former);
+    }
+
+    /// Tells the host of something, if it wants to know.
+    pub(crate) fn notice(&self, text: &str) {
+        let notice = lock(&self.notice).clone();
+        if let Some(notice) = notice {
+            notice(text);
+        }
     }
 
     /// Puts a token's bytes into `out`; false where the host does not say.

@@ -1,5 +1,6 @@
 //! What host threads, readers and the worker share of a site, its models and its taps.
 
+use super::Severity;
 use super::histogram::Durations;
 use super::labels::Labels;
 use super::memory::Reserved;
@@ -10,11 +11,10 @@ use super::rules::SiteRules;
 use super::snapshot::{Counters, ModelId};
 use super::statistics::Statistics;
 use super::tag::Sampling;
-use super::{Severity, TapOptions};
 use crate::error::{Error, Result};
 use crate::sae::{Sae, Selection};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Locks a mutex under which no user code runs, so that a poisoned one is whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -105,6 +105,8 @@ pub(crate) struct Produced {
 pub(crate) struct Consumed {
     pub(crate) encoded: AtomicU64,
     pub(crate) not_finite: AtomicU64,
+    /// Queued, but their latents never came.
+    pub(crate) lost: AtomicU64,
 }
 
 /// Adds to a counter that this thread alone writes.
@@ -118,23 +120,29 @@ pub(crate) fn count(counter: &AtomicU64, by: usize) {
 pub(crate) struct TapShared {
     pub(crate) number: u32,
     pub(crate) ring: Arc<Ring>,
+    /// Tokens it takes before it drops.
+    pub(crate) capacity: usize,
     pub(crate) sampling: Sampling,
     pub(crate) produced: Produced,
     pub(crate) consumed: Consumed,
     /// Its handle is gone; nothing more will be queued.
     pub(crate) closed: AtomicBool,
+    /// Why its device failed, where it did; nothing more will be queued.
+    pub(crate) failure: OnceLock<String>,
     _memory: Reserved,
 }
 
 impl TapShared {
-    pub(crate) fn new(number: u32, ring: Arc<Ring>, options: &TapOptions, memory: Reserved) -> Self {
+    pub(crate) fn new(number: u32, ring: Arc<Ring>, capacity: usize, sampling: Sampling, memory: Reserved) -> Self {
         TapShared {
             number,
             ring,
-            sampling: options.sampling,
+            capacity,
+            sampling,
             produced: Produced::default(),
             consumed: Consumed::default(),
             closed: AtomicBool::new(false),
+            failure: OnceLock::new(),
             _memory: memory,
         }
     }
@@ -142,12 +150,13 @@ impl TapShared {
     /// Its counters now. `over`: nobody will take what is still queued, which therefore was dropped.
     pub(crate) fn counters(&self, over: bool) -> Counters {
         let get = |counter: &AtomicU64| counter.load(Ordering::Acquire);
-        // Five numbers are read, the other two follow from them, so that the sum is exact at every moment. The consumer's
+        // Six numbers are read, the others follow from them, so that the sum is exact at every moment. The consumer's
         // side first: what it has taken was published before.
-        let mut taken = (get(&self.consumed.encoded), get(&self.consumed.not_finite));
+        let consumed = || (get(&self.consumed.encoded), get(&self.consumed.not_finite), get(&self.consumed.lost));
+        let mut taken = consumed();
         let mut published = self.ring.published();
         for _ in 0..16 {
-            let now = (get(&self.consumed.encoded), get(&self.consumed.not_finite));
+            let now = consumed();
             if now == taken {
                 break;
             }
@@ -155,12 +164,12 @@ impl TapShared {
             taken = now;
             published = self.ring.published();
         }
-        let (encoded, not_finite) = taken;
+        let (encoded, not_finite, lost) = taken;
         let (sampled_out, dropped) = (get(&self.produced.sampled_out), get(&self.produced.dropped));
-        let queued = published - (encoded + not_finite);
+        let queued = published - (encoded + not_finite + lost);
         let (left, queued) = if over { (queued, 0) } else { (0, queued) };
         let submitted = published + sampled_out + dropped;
-        Counters { submitted, encoded, sampled_out, dropped: dropped + left, not_finite, queued }
+        Counters { submitted, encoded, sampled_out, dropped: dropped + lost + left, not_finite, queued }
     }
 }
 
@@ -215,12 +224,25 @@ pub(crate) struct SiteShared {
     pub(crate) encode: Durations,
     pub(crate) recent: Recent,
     pub(crate) gauges: Gauges,
+    /// Taps that take activations where a device has them.
+    #[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+    pub(crate) devices: super::device::Devices,
     pub(crate) _memory: Reserved,
 }
 
 impl SiteShared {
     pub(crate) fn model(&self) -> Arc<Model> {
         Arc::clone(&lock(&self.model))
+    }
+
+    /// Which latents of `model` it is for, in words. A device selects by threshold as far as the model keeps latents, and
+    /// watched ones are taken from those.
+    pub(crate) fn rule(&self, model: &Model) -> &'static str {
+        #[cfg(any(feature = "cuda", feature = "cuda-emulation"))]
+        if model.way == Way::Watch && self.devices.any() {
+            return "watch (full threshold)";
+        }
+        model.rule
     }
 }
 

@@ -28,7 +28,8 @@ pub struct Counters {
     pub encoded: u64,
     /// Tokens that the tap's sampling left out.
     pub sampled_out: u64,
-    /// Tokens for which the queue had no room, and those left when a monitor was stopped without draining or failed.
+    /// Tokens for which the queue had no room, those left when a monitor was stopped without draining or failed, and those
+    /// whose latents a device did not give, or of a model that is not in force any more.
     pub dropped: u64,
     /// Tokens whose activations, or products, were not finite.
     pub not_finite: u64,
@@ -58,6 +59,8 @@ pub struct TapSnapshot {
     pub capacity: u64,
     /// Whether its handle was destroyed.
     pub closed: bool,
+    /// Why its device failed, where it did: it drops and counts since.
+    pub failure: Option<String>,
 }
 
 /// One latent's statistics.
@@ -126,7 +129,8 @@ pub struct SiteSnapshot {
     pub model: ModelId,
     /// F.
     pub latents: u32,
-    /// "topk", "threshold", or for watched latents alone "watch (exact)", "watch (full topk)".
+    /// "topk", "threshold", or for watched latents alone "watch (exact)", "watch (full topk)", "watch (full
+    /// threshold)": exact but for tokens with more active latents than the model keeps.
     pub rule: &'static str,
     /// Tokens of all its taps.
     pub counters: Counters,
@@ -213,6 +217,8 @@ pub struct Snapshot {
     pub uptime: f64,
     /// Bytes of queues and state.
     pub memory: u64,
+    /// Bytes of devices' memory: what device taps need there, copies of models included.
+    pub device_memory: u64,
     /// Events made.
     pub events: u64,
     /// Events that consumers were too slow for.

@@ -17,6 +17,9 @@ use std::time::Duration;
 /// After the last token a worker rests this long before it sleeps: at high rates of submits it then finds the next
 /// tokens by itself, and no submit pays for waking it.
 const LINGER: Duration = Duration::from_micros(50);
+/// While a device is behind, a worker that has nothing else to do asks again after `LINGER`, then after twice as long, up to
+/// this. It does not wait for the device in the driver, where neither commands nor other taps would reach it.
+const LONGEST_ASKING: Duration = Duration::from_millis(1);
 /// A worker that records wakes this often, to close shards that have reached their age.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -94,6 +97,7 @@ impl Worker {
         let wake = me.wake.get().ok_or_else(|| Error::new(Status::Internal, "a worker without its wake"))?;
         let mut pace = Pace::new(&core.options.scheduling);
         let mut lingered = false;
+        let mut asking = LINGER;
         let mut ticked = core.nanos();
         loop {
             while let Some(command) = me.take_command() {
@@ -112,10 +116,21 @@ impl Worker {
                 self.tick();
             }
             if worked {
-                lingered = false;
+                (lingered, asking) = (false, LINGER);
                 continue;
             }
             me.cpu_nanos.store(thread_cpu_time().as_nanos() as u64, Ordering::Relaxed);
+            let mut taps = self.sites.iter().flat_map(|site| &site.taps);
+            if taps.clone().any(|intake| intake.waits) {
+                if taps.all(|intake| intake.latents.is_some()) {
+                    // What is submitted meanwhile has to wait for the device, too: no submit pays for waking this.
+                    wake.rest(asking, || me.has_commands() || core.state() != state);
+                } else {
+                    wake.sleep(Some(asking), || me.has_commands() || core.state() != state || self.has_work());
+                }
+                asking = (2 * asking).min(LONGEST_ASKING);
+                continue;
+            }
             if state == DRAINING {
                 break;
             }
@@ -125,9 +140,7 @@ impl Worker {
                 continue;
             }
             let recording = self.sites.iter().any(|site| site.recorder.is_some());
-            wake.sleep(recording.then_some(TICK), || {
-                me.has_commands() || core.state() != state || self.anything_queued()
-            });
+            wake.sleep(recording.then_some(TICK), || me.has_commands() || core.state() != state || self.has_work());
             lingered = false;
         }
         Ok(())
@@ -158,7 +171,7 @@ impl Worker {
                         }
                     }
                 }
-                closed |= site.taps[at].1.closed.load(Ordering::Acquire);
+                closed |= site.taps[at].tap.closed.load(Ordering::Acquire);
                 if core.state() == ABANDONED {
                     return Ok(true);
                 }
@@ -173,12 +186,8 @@ impl Worker {
         Ok(worked)
     }
 
-    fn anything_queued(&self) -> bool {
-        let waits = |site: &Site| {
-            let mut taps = site.taps.iter();
-            taps.any(|(consumer, tap)| !consumer.ring().is_empty() || tap.closed.load(Ordering::Acquire))
-        };
-        self.sites.iter().any(waits)
+    fn has_work(&self) -> bool {
+        self.sites.iter().any(|site| site.taps.iter().any(super::intake::Intake::has_work))
     }
 
     fn tick(&mut self) {

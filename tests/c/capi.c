@@ -381,6 +381,33 @@ static void without_cuda(const kronsae_sae *sae) {
     kronsae_device_sae_destroy(device);
 }
 
+/* So has its monitor, whose device taps are none. */
+static void device_taps_without_cuda(const kronsae_sae *sae) {
+    kronsae_site_options at = KRONSAE_SITE_OPTIONS_INIT;
+    kronsae_device_tap_options options = KRONSAE_DEVICE_TAP_OPTIONS_INIT;
+    kronsae_activations x = view_of(&tokens[0][0], ROWS, D);
+    kronsae_token_tag tag = {1, 0, -1, 0, 0};
+    kronsae_monitor *monitor = NULL;
+    kronsae_device_tap *tap = (kronsae_device_tap *)&options;
+    kronsae_error *error = NULL;
+    uint32_t site = 0;
+    size_t accepted = 7;
+    at.name = "s";
+    CHECK(kronsae_monitor_create(NULL, &monitor, NULL) == KRONSAE_STATUS_OK);
+    CHECK(kronsae_monitor_add_site(monitor, &at, sae, &site, NULL) == KRONSAE_STATUS_OK);
+    REFUSED(kronsae_device_tap_create(monitor, site, &options, &tap, &error), KRONSAE_STATUS_UNSUPPORTED,
+            "built without CUDA");
+    CHECK(tap == NULL);
+    REFUSED(kronsae_device_tap_create(monitor, site, NULL, NULL, &error), KRONSAE_STATUS_INVALID_ARGUMENT, "out is null");
+    REFUSED(kronsae_device_tap_submit(tap, &x, &tag, sizeof tag, &accepted, NULL, &error), KRONSAE_STATUS_UNSUPPORTED,
+            "kronsae_device_tap_submit: ");
+    CHECK(accepted == 7);
+    CHECK(kronsae_device_tap_end_request(tap, 1, NULL) == KRONSAE_STATUS_UNSUPPORTED);
+    CHECK(kronsae_device_tap_rewind(tap, 1, 0, NULL) == KRONSAE_STATUS_UNSUPPORTED);
+    kronsae_device_tap_destroy(tap);
+    kronsae_monitor_destroy(monitor);
+}
+
 static void count_log(void *user_data, kronsae_log_level level, const char *message) {
     if (level == KRONSAE_LOG_INFO && strstr(message, "opened") != NULL) ++*(int *)user_data;
 }
@@ -418,6 +445,7 @@ int main(int argc, char **argv) {
     decode(sae, encoder);
     steer(sae);
     without_cuda(sae);
+    device_taps_without_cuda(sae);
     kronsae_encoder_destroy(encoder);
     kronsae_sae_destroy(sae);
     encode_threshold(argv[2]);

@@ -7,6 +7,7 @@
 #include "json.h"
 
 #include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <thread>
 #include <type_traits>
@@ -17,6 +18,7 @@ unsigned checks_failed = 0;
 
 static_assert(!std::is_copy_constructible_v<kronsae::Monitor> && std::is_nothrow_move_constructible_v<kronsae::Monitor>);
 static_assert(!std::is_copy_constructible_v<kronsae::Tap> && std::is_nothrow_move_assignable_v<kronsae::Tap>);
+static_assert(!std::is_copy_constructible_v<kronsae::DeviceTap> && std::is_nothrow_move_assignable_v<kronsae::DeviceTap>);
 static_assert(!std::is_copy_constructible_v<kronsae::EventBatch> && !std::is_copy_constructible_v<kronsae::Recorder>);
 
 namespace {
@@ -52,6 +54,16 @@ struct World {
     std::uint32_t site;
     kronsae::Tap tap;
 };
+
+// A library that was built without CUDA says so.
+void without_cuda(const char* tiny) {
+    const World w(tiny);
+    kronsae::DeviceTapOptions options;
+    options.slots = 2;
+    const auto tap = w.monitor.device_tap(w.site, options);
+    CHECK(!tap && tap.error().status() == KRONSAE_STATUS_UNSUPPORTED);
+    CHECK(std::strstr(tap.error().message(), "built without CUDA") != nullptr);
+}
 
 void events(const char* tiny) {
     World w(tiny);
@@ -213,6 +225,7 @@ int main(int argc, char** argv) {
         std::fprintf(stderr, "usage: monitor_cpp TINY THRESHOLD RANDOM\n");
         return 2;
     }
+    without_cuda(argv[1]);
     events(argv[1]);
     outputs(argv[1]);
     errors(argv[1]);

@@ -3,7 +3,11 @@
 //!
 //! `cargo xtask test --only cuda-driver` runs this; `FAKE_CUDA_KERNELS` names the library of emulated kernels then.
 
+#[path = "../common/mod.rs"]
+mod common;
+
 mod groups;
 mod libraries;
 mod missing;
 mod scenarios;
+mod tap;

@@ -1,10 +1,7 @@
 //! What the device does with the driver: order, waiting, capturing, and what it leaves behind.
 
-#[path = "../common/mod.rs"]
-mod common;
-
+use crate::common::Rng;
 use crate::libraries::{Installed, is_child, outcome};
-use common::Rng;
 use cudarc::driver::sys;
 use kronsae::cuda::{
     Compute, CudaDevice, Device, DeviceActivations, DeviceLatents, DeviceMemory, DeviceSae, DeviceSaeOptions, Element,
@@ -16,19 +13,24 @@ use std::sync::Arc;
 
 /// Runs a child of this module with all libraries, and its log.
 fn run(child: &str) -> String {
+    run_child(&format!("scenarios::{child}"))
+}
+
+/// Runs one of this program's ignored tests with all libraries, and its log.
+pub(crate) fn run_child(child: &str) -> String {
     let log = tempfile::NamedTempFile::new().unwrap();
     let kernels = std::env::var("FAKE_CUDA_KERNELS").expect("run cargo xtask test --only cuda-driver");
     let environment = [("FAKE_CUDA_KERNELS", kernels.as_str()), ("FAKE_CUDA_LOG", log.path().to_str().unwrap())];
-    let said = outcome(&format!("scenarios::{child}"), Installed::Everything, &environment);
+    let said = outcome(child, Installed::Everything, &environment);
     assert_eq!(said, "well", "{child}");
     std::fs::read_to_string(log.path()).unwrap()
 }
 
-fn well() {
+pub(crate) fn well() {
     println!("\nOUTCOME well");
 }
 
-fn open() -> Arc<CudaDevice> {
+pub(crate) fn open() -> Arc<CudaDevice> {
     CudaDevice::shared(0).unwrap()
 }
 
@@ -242,13 +244,13 @@ fn encoding_on_the_callers_stream() {
     assert!(log.ends_with("the context is gone\n"), "{log}");
 }
 
-fn note(text: &str) {
+pub(crate) fn note(text: &str) {
     use std::io::Write;
     let log = std::env::var("FAKE_CUDA_LOG").unwrap();
     writeln!(std::fs::OpenOptions::new().append(true).open(log).unwrap(), "{text}").unwrap();
 }
 
-fn model(random: &mut Rng, d: usize) -> Arc<Sae> {
+pub(crate) fn model(random: &mut Rng, d: usize) -> Arc<Sae> {
     let encoder = Encoder::Kron { heads: 40, base: 2, extension: 4 };
     let (rows, stride) = (encoder.rows(), padded(d));
     let mut weight = vec![0.0; rows * stride];
@@ -388,7 +390,7 @@ fn child_encodes() {
 }
 
 /// Runs what a host does in the device's primary context.
-fn with_context(_device: &CudaDevice, call: impl FnOnce()) {
+pub(crate) fn with_context(_device: &CudaDevice, call: impl FnOnce()) {
     let mut context = std::ptr::null_mut();
     let mut popped = std::ptr::null_mut();
     // SAFETY: they write one handle each, and take back what was pushed.

@@ -15,7 +15,8 @@ pub(crate) fn snapshot() -> Snapshot {
         calibrated_rate,
         drift: calibrated_rate * 2.0,
     };
-    let tap = |tap, capacity, closed| TapSnapshot { tap, counters: Counters::default(), capacity, closed };
+    let tap =
+        |tap, capacity, closed| TapSnapshot { tap, counters: Counters::default(), capacity, closed, failure: None };
     let site = SiteSnapshot {
         site: "a \"site\" \\ of\nmany".into(),
         layer: Some(15),
@@ -61,6 +62,7 @@ pub(crate) fn snapshot() -> Snapshot {
         failure: Some("planted".to_owned()),
         uptime: 12.5,
         memory: 1 << 20,
+        device_memory: 0,
         events: 5,
         events_lost: 1,
         cpu_seconds: 0.75,

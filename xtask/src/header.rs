@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// The sources in the order a reader of the header wants them.
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 17] = [
     "version",
     "status",
     "error",
@@ -16,6 +16,7 @@ const SOURCES: [&str; 16] = [
     "monitor/lifecycle",
     "monitor/sites",
     "monitor/taps",
+    "monitor/device_taps",
     "monitor/events",
     "monitor/callbacks",
     "monitor/output",

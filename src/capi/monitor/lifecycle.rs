@@ -5,6 +5,7 @@ use super::output::Page;
 use crate::capi::buffers::{output, slice};
 use crate::capi::error::{boundary, destructor, kronsae_error};
 use crate::capi::handle::{self, Handle};
+use crate::capi::log::{KRONSAE_LOG_WARN, log};
 use crate::capi::status::kronsae_status;
 use crate::capi::structs::{self, Versioned};
 use crate::error::{Error, Result, Status};
@@ -80,7 +81,8 @@ pub struct kronsae_monitor_options {
     pub cpus: *const u32,
     /// Numbers in cpus.
     pub n_cpus: usize,
-    /// Bytes that queues and state may take; what would need more is refused. 0: no limit.
+    /// Bytes of the host's memory that queues and state may take, pinned memory of device taps included; what would need more
+    /// is refused. 0: no limit.
     pub memory_limit: usize,
 }
 
@@ -212,6 +214,7 @@ pub unsafe extern "C" fn kronsae_monitor_create(
             out.write(std::ptr::null_mut());
             let options = monitor_options(&structs::read_options(options)?)?;
             let monitor = Arc::new(Monitor::new(options)?);
+            monitor.set_notice(Some(Box::new(|text| log(KRONSAE_LOG_WARN, text))))?;
             let (callbacks, page) = (Arc::default(), Mutex::default());
             out.write(handle::create(MonitorBody { monitor, callbacks, page }));
         }

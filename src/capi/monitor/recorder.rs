@@ -175,8 +175,8 @@ unsafe fn recorder_options(options: &kronsae_recorder_options) -> Result<Recorde
 /// `kronsae_recorder_destroy`; NULL on failure.
 ///
 /// Errors: `KRONSAE_STATUS_IO` if the folder cannot be made or written to; `KRONSAE_STATUS_INVALID_ARGUMENT`, also if
-/// there is no such site or it is recorded already; `KRONSAE_STATUS_OUT_OF_MEMORY`; `KRONSAE_STATUS_STOPPED`;
-/// `KRONSAE_STATUS_FORKED`.
+/// there is no such site or it is recorded already; `KRONSAE_STATUS_UNSUPPORTED` if it has device taps, whose activations
+/// never reach the host; `KRONSAE_STATUS_OUT_OF_MEMORY`; `KRONSAE_STATUS_STOPPED`; `KRONSAE_STATUS_FORKED`.
 ///
 /// Threads: any number at once; not for serving threads.
 ///

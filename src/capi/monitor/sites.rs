@@ -128,9 +128,11 @@ pub unsafe extern "C" fn kronsae_monitor_add_site(
 /// Puts another model in force at a site, at a batch boundary, while taps go on. The site's statistics start anew.
 ///
 /// sae: of the same d_model as the one before, and rules in force must fit it, or the old one stays in force. As in
-/// `kronsae_monitor_add_site` the handle may be destroyed afterwards.
+/// `kronsae_monitor_add_site` the handle may be destroyed afterwards. Device taps of the site have it copied to their devices;
+/// what the old one has encoded there and is not on the host yet is counted as dropped.
 ///
-/// Errors: as `kronsae_monitor_add_site`. The old model stays in force then.
+/// Errors: as `kronsae_monitor_add_site`; with device taps, also those of `kronsae_device_sae_create`. The old model stays in
+/// force then.
 ///
 /// Threads: any number at once; not for serving threads.
 ///

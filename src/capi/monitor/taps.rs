@@ -96,30 +96,29 @@ impl Handle for kronsae_tap {
     const MAGIC: u64 = u64::from_le_bytes(*b"kronsTAP");
 }
 
-fn tap_options(options: &kronsae_tap_options) -> Result<TapOptions> {
-    let kronsae_tap_options { sampling, nth, .. } = *options;
-    let sampling = match (sampling, nth) {
-        (0 | KRONSAE_SAMPLING_EVERY, 0) => Sampling::Every,
-        (KRONSAE_SAMPLING_EVERY_NTH, 1..) => Sampling::EveryNth(nth),
-        (KRONSAE_SAMPLING_LAST_PROMPT, 0) => Sampling::LastPrompt,
+/// The sampling that the struct called `of` asks for.
+pub(super) fn sampling(sampling: kronsae_sampling, nth: u32, of: &str) -> Result<Sampling> {
+    match (sampling, nth) {
+        (0 | KRONSAE_SAMPLING_EVERY, 0) => Ok(Sampling::Every),
+        (KRONSAE_SAMPLING_EVERY_NTH, 1..) => Ok(Sampling::EveryNth(nth)),
+        (KRONSAE_SAMPLING_LAST_PROMPT, 0) => Ok(Sampling::LastPrompt),
         (KRONSAE_SAMPLING_EVERY_NTH, 0) => {
-            return Err(Error::invalid("kronsae_tap_options: nth is 0, expected at least 1 for every nth token"));
+            Err(Error::invalid(format!("{of}: nth is 0, expected at least 1 for every nth token")))
         }
         (0 | KRONSAE_SAMPLING_EVERY | KRONSAE_SAMPLING_LAST_PROMPT, _) => {
-            return Err(Error::invalid(format!(
-                "kronsae_tap_options: nth is {nth} without KRONSAE_SAMPLING_EVERY_NTH, expected 0"
-            )));
+            Err(Error::invalid(format!("{of}: nth is {nth} without KRONSAE_SAMPLING_EVERY_NTH, expected 0")))
         }
-        _ => {
-            return Err(Error::invalid(format!(
-                "kronsae_tap_options: sampling is {sampling}, expected KRONSAE_SAMPLING_EVERY (1), \
-                 KRONSAE_SAMPLING_EVERY_NTH (2) or KRONSAE_SAMPLING_LAST_PROMPT (3)"
-            )));
-        }
-    };
+        _ => Err(Error::invalid(format!(
+            "{of}: sampling is {sampling}, expected KRONSAE_SAMPLING_EVERY (1), KRONSAE_SAMPLING_EVERY_NTH (2) or \
+             KRONSAE_SAMPLING_LAST_PROMPT (3)"
+        ))),
+    }
+}
+
+fn tap_options(options: &kronsae_tap_options) -> Result<TapOptions> {
     let default = TapOptions::default();
     Ok(TapOptions {
-        sampling,
+        sampling: sampling(options.sampling, options.nth, "kronsae_tap_options")?,
         capacity: if options.capacity == 0 { default.capacity } else { options.capacity },
         controls: if options.controls == 0 { default.controls } else { options.controls },
         dtype: if options.dtype == 0 { default.dtype } else { views::dtype(options.dtype)? },
@@ -127,7 +126,7 @@ fn tap_options(options: &kronsae_tap_options) -> Result<TapOptions> {
 }
 
 /// The caller's tags, checked, where they are.
-struct Tags<'a> {
+pub(super) struct Tags<'a> {
     first: *const u8,
     size: usize,
     rows: usize,
@@ -137,7 +136,7 @@ struct Tags<'a> {
 impl<'a> Tags<'a> {
     /// # Safety
     /// `tags` is null, misaligned, or `rows` elements of `size` bytes that are readable and unchanged during `'a`.
-    unsafe fn new(tags: *const kronsae_token_tag, rows: usize, size: usize) -> Result<Self> {
+    pub(super) unsafe fn new(tags: *const kronsae_token_tag, rows: usize, size: usize) -> Result<Self> {
         let known = size_of::<kronsae_token_tag>();
         if size < known || size > LARGEST || !size.is_multiple_of(align_of::<kronsae_token_tag>()) {
             return Err(Error::invalid(format!("tag_size is {size}, expected sizeof(kronsae_token_tag) = {known}")));
@@ -173,7 +172,7 @@ impl<'a> Tags<'a> {
         Ok(())
     }
 
-    fn get(&self, row: usize) -> TokenTag {
+    pub(super) fn get(&self, row: usize) -> TokenTag {
         let kronsae_token_tag { request, position, token, flags, .. } = *self.raw(row);
         TokenTag { request, position, token, flags }
     }

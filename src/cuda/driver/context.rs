@@ -1,7 +1,9 @@
 //! A device of the driver: its primary context, which it shares with the host's own CUDA code, and two streams.
 
 use crate::error::{Error, Result, Status};
-use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUresult, CUstream, CUstream_flags};
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice, CUdevice_attribute, CUevent, CUresult, CUstream, CUstream_flags, CUstreamCaptureMode,
+};
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
 
@@ -73,8 +75,14 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 /// The context is current on this thread, above what the host had there, until this is dropped.
+///
+/// Meanwhile this thread captures in the relaxed mode. A host that captures a graph in the global mode forbids all threads of
+/// the process to allocate, to free and to ask for events, and its capture is lost when one does; a guest does all of
+/// that on threads of its own.
 pub(super) struct Current<'a> {
     context: PhantomData<&'a Context>,
+    /// What to put back.
+    mode: CUstreamCaptureMode,
     /// Current on one thread: not to be sent to another.
     thread: PhantomData<*mut ()>,
 }
@@ -82,6 +90,8 @@ pub(super) struct Current<'a> {
 impl Drop for Current<'_> {
     fn drop(&mut self) {
         let mut popped = std::ptr::null_mut();
+        // SAFETY: it reads and writes one number: what `enter` found.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut self.mode) };
         // SAFETY: `enter` pushed one onto this thread's stack, and everything pushed since was popped. It can only fail if
         // the driver is being torn down, and there is nothing to restore then.
         let _ = unsafe { sys::cuCtxPopCurrent_v2(&raw mut popped) };
@@ -104,6 +114,14 @@ fn count_devices() -> Result<u32> {
         check(sys::cuDeviceGetCount(&raw mut count), "count the devices")?;
     }
     Ok(u32::try_from(count).unwrap_or(0))
+}
+
+/// The context that a live stream is of.
+fn context_of(stream: CUstream) -> Result<CUcontext> {
+    let mut context = std::ptr::null_mut();
+    // SAFETY: a live stream, by the promise of those who pass one; it writes one handle.
+    check(unsafe { sys::cuStreamGetCtx(stream, &raw mut context) }, "ask a stream for its context")?;
+    Ok(context)
 }
 
 impl Context {
@@ -176,7 +194,10 @@ impl Context {
         drop(current);
         opened.stream = stream;
         opened.copies = copies;
-        made.map(|()| opened)
+        made?;
+        // The bindings look a function up, and allocate, when it is called first: not in a host's first submit.
+        context_of(opened.stream)?;
+        Ok(opened)
     }
 
     /// Whether it is this device, opened by this process.
@@ -197,19 +218,17 @@ impl Context {
         }
         // SAFETY: the context is retained.
         check(unsafe { sys::cuCtxPushCurrent_v2(self.context) }, "use the device's context")?;
-        Ok(Current { context: PhantomData, thread: PhantomData })
+        let mut mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: it reads and writes one number; it can only fail where the driver is being torn down, which all calls
+        // that follow then say.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) };
+        Ok(Current { context: PhantomData, mode, thread: PhantomData })
     }
 
     /// Refuses a stream of another device or context, whose work the kernels could not join.
     pub(super) fn check_stream(&self, stream: CUstream) -> Result<()> {
         // The default streams (null, 1, 2) are of whichever context is current; ours need no question.
-        if stream.addr() <= 2 || stream == self.stream || stream == self.copies {
-            return Ok(());
-        }
-        let mut context = std::ptr::null_mut();
-        // SAFETY: a live stream, by the promise of those who pass one; it writes one handle.
-        check(unsafe { sys::cuStreamGetCtx(stream, &raw mut context) }, "ask a stream for its context")?;
-        if context == self.context {
+        if stream.addr() <= 2 || stream == self.stream || stream == self.copies || context_of(stream)? == self.context {
             return Ok(());
         }
         Err(Error::invalid(format!(
@@ -248,14 +267,19 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// The end of what `stream` was given so far. The context is current.
-    pub(super) fn record(stream: CUstream) -> Result<Self> {
+    /// One that was not recorded yet. The context is current.
+    pub(super) fn new() -> Result<Self> {
         let flags =
             sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 | sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
         let mut event = std::ptr::null_mut();
         // SAFETY: it writes one handle.
         check(unsafe { sys::cuEventCreate(&raw mut event, flags) }, "make an event")?;
-        let event = Event(event);
+        Ok(Event(event))
+    }
+
+    /// The end of what `stream` was given so far. The context is current.
+    pub(super) fn record(stream: CUstream) -> Result<Self> {
+        let event = Event::new()?;
         // SAFETY: both are live.
         check(unsafe { sys::cuEventRecord(event.0, stream) }, "record an event")?;
         Ok(event)
@@ -270,7 +294,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: made in `record`. An event that was not reached yet is freed by the driver when it is.
+        // SAFETY: made in `new`. An event that was not reached yet is freed by the driver when it is.
         let _ = unsafe { sys::cuEventDestroy_v2(self.0) };
     }
 }

@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 const OLDEST_DRIVER: i32 = 11_040;
 
 /// What this crate calls of libcuda.
-const DRIVER_FUNCTIONS: [&str; 44] = [
+const DRIVER_FUNCTIONS: [&str; 47] = [
     "cuCtxPopCurrent_v2",
     "cuCtxPushCurrent_v2",
     "cuDeviceGet",
@@ -26,6 +26,7 @@ const DRIVER_FUNCTIONS: [&str; 44] = [
     "cuDriverGetVersion",
     "cuEventCreate",
     "cuEventDestroy_v2",
+    "cuEventQuery",
     "cuEventRecord",
     "cuEventSynchronize",
     "cuFuncGetAttribute",
@@ -56,9 +57,11 @@ const DRIVER_FUNCTIONS: [&str; 44] = [
     "cuStreamDestroy_v2",
     "cuStreamEndCapture",
     "cuStreamGetCtx",
+    "cuStreamIsCapturing",
     "cuStreamQuery",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
+    "cuThreadExchangeStreamCaptureMode",
 ];
 
 /// What this crate calls of libcublasLt.

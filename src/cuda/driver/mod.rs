@@ -7,6 +7,7 @@
 mod cache;
 mod compile;
 mod context;
+mod event;
 mod graph;
 mod libraries;
 mod module;
@@ -16,6 +17,7 @@ mod sources;
 
 use super::communicator::{Communicator, CommunicatorId};
 use super::device::{Address, Arguments, Device, DeviceMemory, Graph, Kernel, Product, Release, Stream};
+use super::event::DeviceEvent;
 use super::pinned::{Arrival, Landing, PinnedMemory, Unpin};
 use crate::error::{Error, Result, Status};
 use context::{Context, Event, check};
@@ -479,6 +481,43 @@ impl Device for CudaDevice {
 
     fn communicator(&self, id: &CommunicatorId, rank: u32, ranks: u32) -> Result<Box<dyn Communicator>> {
         Ok(Box::new(nccl::Group::join(&self.context, id, rank, ranks)?))
+    }
+
+    fn event(&self) -> Result<Box<dyn DeviceEvent>> {
+        let _current = self.enter()?;
+        Ok(Box::new(event::Point::new(&self.context)?))
+    }
+
+    unsafe fn copy_back_on(
+        &self,
+        stream: Stream,
+        from: &DeviceMemory,
+        offset: usize,
+        to: &PinnedMemory,
+        bytes: usize,
+    ) -> Result<()> {
+        from.check(offset, bytes)?;
+        to.check(bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _current = self.enter()?;
+        let target = to.start().cast::<c_void>();
+        // SAFETY: inside both allocations, which stay by the caller's promise, as the stream does.
+        let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(target, from.at(offset), bytes, stream.0.cast()) };
+        check(copied, "copy from the device")
+    }
+
+    fn is_capturing(&self, stream: Stream) -> Result<bool> {
+        let _current = self.enter()?;
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: a live stream, by the promise of those who pass one; it writes one number.
+        match unsafe { sys::cuStreamIsCapturing(stream.0.cast(), &raw mut status) } {
+            // The default stream, which would join a capture of another stream and spoil it.
+            sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT => Ok(true),
+            result => check(result, "ask whether a stream is being captured")
+                .map(|()| status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE),
+        }
     }
 }
 

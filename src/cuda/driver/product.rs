@@ -22,8 +22,8 @@ const ALIGNMENT: u32 = 16;
 /// `CUBLAS_OP_N` and `CUBLAS_OP_T`, which the bindings have for cuBLAS alone.
 const AS_IT_IS: i32 = 0;
 const TRANSPOSED: i32 = 1;
-/// Shapes that are remembered. A server whose batches have every size forgets now and then.
-const MOST_PLANS: usize = 1024;
+/// Shapes that are remembered: those of two models' taps of the most rows, which are decided in advance, and others.
+const MOST_PLANS: usize = 16_384;
 
 fn check(result: cublasStatus_t, doing: &str) -> Result<()> {
     let status = match result {

@@ -14,6 +14,7 @@
 #include <dlfcn.h>
 #include <map>
 #include <mutex>
+#include <pthread.h>
 #include <string>
 #include <unistd.h>
 #include <vector>
@@ -35,6 +36,8 @@ enum Result {
     ILLEGAL_ADDRESS = 700,
     LAUNCH_FAILED = 719,
     STREAM_CAPTURE_UNSUPPORTED = 900,
+    STREAM_CAPTURE_INVALIDATED = 901,
+    STREAM_CAPTURE_IMPLICIT = 906,
 };
 const struct {
     int number;
@@ -55,6 +58,8 @@ struct Graph {
 struct Stream {
     std::deque<Work> queue;
     Graph* capturing = nullptr;
+    /// Whether all threads are watched while this captures, and whether one did what it must not.
+    bool global = false, spoiled = false;
 };
 struct Event {
     /// Where it was recorded, and how much had been done there when it is reached.
@@ -74,6 +79,8 @@ bool initialised = false;
 int context_word; // its address is the context
 int retained = 0;
 thread_local std::vector<void*> contexts;
+thread_local int capture_mode = 0; // 0: global, 2: relaxed
+bool refuses_launches = false, other_context = false;
 Stream default_stream;
 std::map<Stream*, bool> streams;
 
@@ -104,6 +111,14 @@ void finish_all() {
     finish(default_stream);
     for (auto& entry : streams) finish(*entry.first);
 }
+/// What a thread may not ask while another captures globally, unless it has said that it does not mind.
+bool spoils_a_capture() {
+    bool spoilt = false;
+    for (auto& entry : streams)
+        if (entry.first->capturing != nullptr && entry.first->global && capture_mode != 2)
+            spoilt = entry.first->spoiled = true;
+    return spoilt;
+}
 } // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -118,7 +133,10 @@ EXPORT void fake_log(const char* line) {
     const char* path = std::getenv("FAKE_CUDA_LOG");
     if (path == nullptr) return;
     if (FILE* file = std::fopen(path, "a")) {
-        std::fprintf(file, "%s\n", line);
+        // What the library's own threads do is told apart.
+        char name[16] = "";
+        pthread_getname_np(pthread_self(), name, sizeof name);
+        std::fprintf(file, "%s%s\n", std::strncmp(name, "kronsae-", 8) == 0 ? "worker: " : "", line);
         std::fclose(file);
     }
 }
@@ -137,6 +155,19 @@ EXPORT void fake_enqueue(void* handle, Work* work) {
     else stream.queue.push_back(std::move(*work));
 }
 EXPORT void fake_not_yet() { again = true; }
+/// Lets launches fail, streams seem to be of another context, the device break for good.
+EXPORT void fake_refuse_launches(int refuses) {
+    LOCKED;
+    refuses_launches = refuses != 0;
+}
+EXPORT void fake_other_context(int other) {
+    LOCKED;
+    other_context = other != 0;
+}
+EXPORT void fake_break(int) {
+    LOCKED;
+    sticky = ILLEGAL_ADDRESS;
+}
 /// What a GPU would do by itself sooner or later.
 EXPORT void fake_finish_all() {
     LOCKED;
@@ -212,6 +243,7 @@ EXPORT int cuGetErrorString(int result, const char** out) { return text_of(resul
 
 EXPORT int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
     IN_CONTEXT;
+    if (spoils_a_capture()) return STREAM_CAPTURE_UNSUPPORTED;
     if (bytes == 0) return INVALID_VALUE;
     void* start = nullptr;
     if (in_use + bytes > total_memory() || posix_memalign(&start, 256, bytes) != 0) return OUT_OF_MEMORY;
@@ -223,6 +255,7 @@ EXPORT int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
 }
 EXPORT int cuMemFree_v2(uint64_t address) {
     IN_CONTEXT;
+    if (spoils_a_capture()) return STREAM_CAPTURE_UNSUPPORTED;
     finish_all();
     auto found = memory.find(address);
     if (found == memory.end()) return INVALID_VALUE;
@@ -240,6 +273,7 @@ EXPORT int cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
 }
 EXPORT int cuMemHostAlloc(void** out, size_t bytes, unsigned flags) {
     IN_CONTEXT;
+    if (spoils_a_capture()) return STREAM_CAPTURE_UNSUPPORTED;
     if (flags & 4) fake_log("write-combined");
     char* start = static_cast<char*>(std::malloc(bytes));
     std::memset(start, 0xCD, bytes);
@@ -249,6 +283,7 @@ EXPORT int cuMemHostAlloc(void** out, size_t bytes, unsigned flags) {
 }
 EXPORT int cuMemFreeHost(void* start) {
     IN_CONTEXT;
+    if (spoils_a_capture()) return STREAM_CAPTURE_UNSUPPORTED;
     if (pinned.erase(static_cast<char*>(start)) == 0) return INVALID_VALUE;
     std::free(start);
     return SUCCESS;
@@ -288,7 +323,12 @@ EXPORT int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, voi
 EXPORT int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
     IN_CONTEXT;
     if (!fake_is_device(from, bytes)) return INVALID_VALUE;
-    Work work = [=] { fake_is_device(from, bytes) ? void(std::memcpy(to, reinterpret_cast<void*>(from), bytes)) : fault("copy"); };
+    const bool was_pinned = is_pinned(to);
+    Work work = [=] {
+        if (was_pinned && !is_pinned(to)) fault("a copy to pinned memory that was freed");
+        else if (!fake_is_device(from, bytes)) fault("copy");
+        else std::memcpy(to, reinterpret_cast<void*>(from), bytes);
+    };
     fake_enqueue(stream, &work);
     return SUCCESS;
 }
@@ -318,11 +358,12 @@ EXPORT int cuStreamDestroy_v2(void* handle) {
     return SUCCESS;
 }
 EXPORT int cuStreamGetCtx(void*, void** out) {
-    *out = number("FAKE_CUDA_OTHER_CONTEXT", 0) != 0 ? static_cast<void*>(&retained) : context();
+    *out = other_context ? static_cast<void*>(&retained) : context();
     return SUCCESS;
 }
 EXPORT int cuStreamSynchronize(void* handle) {
     IN_CONTEXT;
+    if (spoils_a_capture()) return STREAM_CAPTURE_UNSUPPORTED;
     Stream& stream = *stream_of(handle);
     if (stream.capturing != nullptr) return STREAM_CAPTURE_UNSUPPORTED;
     finish(stream);
@@ -336,11 +377,25 @@ EXPORT int cuStreamQuery(void* handle) {
     if (!stream.queue.empty()) run_one(stream);
     return stream.queue.empty() ? sticky : NOT_READY;
 }
-EXPORT int cuStreamBeginCapture_v2(void* handle, int) {
+EXPORT int cuStreamBeginCapture_v2(void* handle, int mode) {
     IN_CONTEXT;
     Stream& stream = *stream_of(handle);
     if (stream.capturing != nullptr) return INVALID_VALUE;
     stream.capturing = new Graph;
+    stream.global = mode == 0;
+    stream.spoiled = false;
+    return SUCCESS;
+}
+EXPORT int cuStreamIsCapturing(void* handle, int* status) {
+    IN_CONTEXT;
+    *status = stream_of(handle)->capturing != nullptr;
+    if (stream_of(handle) != &default_stream) return SUCCESS;
+    for (auto& entry : streams)
+        if (entry.first->capturing != nullptr) return STREAM_CAPTURE_IMPLICIT;
+    return SUCCESS;
+}
+EXPORT int cuThreadExchangeStreamCaptureMode(int* mode) {
+    std::swap(*mode, capture_mode);
     return SUCCESS;
 }
 EXPORT int cuStreamEndCapture(void* handle, void** graph) {
@@ -349,7 +404,8 @@ EXPORT int cuStreamEndCapture(void* handle, void** graph) {
     if (stream.capturing == nullptr) return INVALID_VALUE;
     *graph = stream.capturing;
     stream.capturing = nullptr;
-    return SUCCESS;
+    if (stream.spoiled) fake_log("a capture was spoiled");
+    return stream.spoiled ? STREAM_CAPTURE_INVALIDATED : SUCCESS;
 }
 EXPORT int cuGraphInstantiateWithFlags(void** ready, void* graph, unsigned long long) {
     IN_CONTEXT;
@@ -392,8 +448,14 @@ EXPORT int cuEventRecord(void* handle, void* stream) {
 static void reach(Event* event) {
     while (!event->reached && !event->stream->queue.empty()) run_one(*event->stream);
 }
+EXPORT int cuEventQuery(void* handle) {
+    IN_CONTEXT;
+    if (spoils_a_capture()) return STREAM_CAPTURE_UNSUPPORTED;
+    return static_cast<Event*>(handle)->reached ? SUCCESS : NOT_READY;
+}
 EXPORT int cuEventSynchronize(void* handle) {
     IN_CONTEXT;
+    if (spoils_a_capture()) return STREAM_CAPTURE_UNSUPPORTED;
     reach(static_cast<Event*>(handle));
     return sticky;
 }
@@ -463,6 +525,7 @@ EXPORT int cuLaunchKernel(void* handle, unsigned gx, unsigned gy, unsigned gz, u
                           unsigned shared, void* stream, void** parameters, void**) {
     IN_CONTEXT;
     const Function& function = *static_cast<Function*>(handle);
+    if (refuses_launches) return LAUNCH_FAILED;
     if (shared > static_cast<unsigned>(function.dynamic) || gx == 0 || gy == 0) return INVALID_VALUE;
     // Their values as they are now. Of their sizes nothing is known here but that none is larger than 320 bytes (the
     // largest is a RowUpdate), which are there to be read, as the caller has room for far more; the list ends with a null.

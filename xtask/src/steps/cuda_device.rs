@@ -5,11 +5,12 @@ use super::{Report, cuda};
 use crate::process::{cargo, run};
 use std::path::Path;
 
-/// The encode over the emulated device, through Rust.
+/// The encode over the emulated device, and a monitor's taps that rest on it.
 pub(super) fn encode(root: &Path) -> Report {
     with_kernels(root, |kernels| {
         let args = ["test", "--package", "kronsae", "--features", "cuda-emulation", "--test", "cuda_encode"];
-        let mut command = cargo(root, &[&args[..], &["--", "--include-ignored"]].concat());
+        let rest = ["--test", "device_tap", "--", "--include-ignored"];
+        let mut command = cargo(root, &[&args[..], &rest].concat());
         command.env("KRONSAE_CUDA_EMULATION", kernels);
         Report::of_tests(run(command))
     })

@@ -87,7 +87,7 @@ const STEPS: &[Step] = &[
     ),
     tests(
         "cuda-encode",
-        "encoding on a device whose kernels are emulated, against the CPU's encoder",
+        "encoding on a device whose kernels are emulated, and taps of what is there, against the CPU's",
         false,
         cuda_device::encode,
     ),

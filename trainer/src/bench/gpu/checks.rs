@@ -78,6 +78,8 @@ impl Problem {
 pub(super) fn run(device: &Arc<dyn Device>, emulated: bool, progress: &mut dyn FnMut(&str)) -> Result<Vec<Check>> {
     progress("checking the runtime's encoder");
     let mut checks = vec![super::encodes::check(device)?];
+    progress("checking a monitor's tap");
+    checks.push(super::taps::check(device)?);
     let shapes = [
         ("kron", Encoder::Kron { heads: 24, base: 2, extension: 4 }),
         ("wide heads", Encoder::Kron { heads: 3, base: 8, extension: 12 }),

@@ -11,7 +11,7 @@ use kronsae::sae::Encoder as Shape;
 use kronsae::{Activations, Dtype, Encoder, EncoderOptions, Latents, Result};
 use std::sync::Arc;
 
-fn tokens(rows: usize, d: usize) -> Vec<f32> {
+pub(super) fn tokens(rows: usize, d: usize) -> Vec<f32> {
     let mut x = Vec::with_capacity(rows * d);
     for t in 0..rows {
         let mut stream = Stream::new(6, &[t as u64]);
@@ -138,5 +138,7 @@ pub(super) fn run(
         device.synchronize()?;
         drop(room.memory);
     }
+    progress("measuring a device tap's submit");
+    report.measures.push(super::taps::run(device, options.calls)?);
     Ok(())
 }

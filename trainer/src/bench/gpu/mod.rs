@@ -5,6 +5,7 @@
 mod checks;
 mod encodes;
 mod measures;
+mod taps;
 
 use super::table::aligned;
 use super::traffic::{Peaks, Step};
