@@ -258,16 +258,13 @@ impl<'a> Found<'a> {
     /// Refuses what no encoder writes: statistics and rules trust indices.
     ///
     /// # Errors
-    /// [`Status::Internal`].
+    /// [`Status::Device`].
     pub(super) fn check(&self) -> Result<()> {
         for (row, &count) in self.counts.iter().enumerate() {
             let sane = count as usize <= self.capacity
                 && self.indices[row * self.capacity..][..count as usize].iter().all(|i| (*i as usize) < self.latents);
             if !sane {
-                return Err(Error::new(
-                    Status::Internal,
-                    format!("row {row} came back with latents that there are not"),
-                ));
+                return Err(Error::new(Status::Device, format!("row {row} came back with latents that there are not")));
             }
         }
         Ok(())
