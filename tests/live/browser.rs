@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// A browser with one page.
@@ -347,6 +348,45 @@ fn nothing_yet_and_nobody_there() {
     let _again = Server::start(options, Arc::new(made_up::MadeUp::new(60.0))).unwrap();
     browser.wait("document.querySelectorAll('.tok').length > 0");
     assert_eq!(browser.run("document.querySelector('#notice').hidden"), true);
+}
+
+/// A tap whose GPU failed is named, and for how long it drops; one that was closed is history.
+#[test]
+#[ignore = "needs chromium"]
+fn a_tap_whose_device_failed_is_named() {
+    struct Broken {
+        inner: made_up::MadeUp,
+        closed: AtomicBool,
+    }
+    impl Source for Broken {
+        fn snapshot(&self) -> Snapshot {
+            let mut snapshot = self.inner.snapshot();
+            snapshot.device_memory = 5 << 20;
+            let tap = snapshot.sites.last_mut().unwrap().taps.last_mut().unwrap();
+            tap.failure = Some("the device failed: <b>an illegal address</b>".to_owned());
+            tap.closed = self.closed.load(Ordering::Relaxed);
+            snapshot
+        }
+        fn recent(&self, site: u32, after: u64, most: usize) -> Vec<RecentToken> {
+            self.inner.recent(site, after, most)
+        }
+        fn events(&self, after: u64, most: usize) -> Vec<Event> {
+            self.inner.events(after, most)
+        }
+    }
+    let source = Arc::new(Broken { inner: made_up::MadeUp::new(60.0), closed: AtomicBool::new(false) });
+    let options = ServeOptions { address: "127.0.0.1:0".to_owned(), ..ServeOptions::default() };
+    let server = Server::start(options, Arc::clone(&source) as Arc<dyn Source>).unwrap();
+    let mut browser = Browser::open();
+    browser.go(&server);
+    let notice = "document.querySelector('#notice')";
+    browser.wait(&format!(
+        "{notice}.textContent.includes('the device failed: <b>an illegal address</b>; what it is given')"
+    ));
+    browser.wait("document.querySelector('#more').textContent.includes('MiB on devices')");
+    browser.picture("failed-tap");
+    source.closed.store(true, Ordering::Relaxed);
+    browser.wait(&format!("{notice}.hidden"));
 }
 
 /// What the page holds is bounded: after many more tokens than it shows, it has no more elements than before.

@@ -71,6 +71,8 @@ fn monitor(snapshot: &Snapshot, w: &mut Writer<'_>) {
     w.number("", Labels::none(), snapshot.uptime);
     w.family("kronsae_monitor_memory_bytes", Kind::Gauge, "Memory of queues and state.");
     w.integer("", Labels::none(), snapshot.memory);
+    w.family("kronsae_monitor_device_memory_bytes", Kind::Gauge, "Memory of devices that taps take activations on.");
+    w.integer("", Labels::none(), snapshot.device_memory);
     w.family("kronsae_monitor_cpu_seconds", Kind::Counter, "CPU time of the monitor's workers.");
     w.number("_total", Labels::none(), snapshot.cpu_seconds);
     w.family("kronsae_events", Kind::Counter, "Events made, retractions included.");
@@ -104,6 +106,8 @@ fn tokens(snapshot: &Snapshot, w: &mut Writer<'_>) {
         "Tokens that the queues of the site's open taps have room for.",
     );
     each(w, |site| site.taps.iter().filter(|tap| !tap.closed).map(|tap| tap.capacity).sum(), "");
+    w.family("kronsae_failed_taps", Kind::Gauge, "Open taps whose device failed: what they are given is dropped.");
+    each(w, |site| site.taps.iter().filter(|tap| !tap.closed && tap.failure.is_some()).count() as u64, "");
 }
 
 fn model(snapshot: &Snapshot, w: &mut Writer<'_>) {

@@ -63,7 +63,7 @@ const figures = () => {
     ["requests with state", number(of.requests) + (of.requests_evicted ? `, ${number(of.requests_evicted)} evicted` : "")],
     ["recorded", number(of.recorded) + (of.record_failures ? `, ${number(of.record_failures)} failed` : "")],
     ["events", number(snapshot.events) + (snapshot.events_lost ? `, ${number(snapshot.events_lost)} lost` : "")],
-    ["memory", bytes(snapshot.memory)], ["CPU time", seconds(snapshot.cpu_seconds)],
+    ["memory", bytes(snapshot.memory) + (snapshot.device_memory ? `, ${bytes(snapshot.device_memory)} on devices` : "")], ["CPU time", seconds(snapshot.cpu_seconds)],
     ["not shown here", number(site.missed) + " tokens"],
   ]);
   charts(site, of);

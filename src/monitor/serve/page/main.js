@@ -26,7 +26,9 @@ const render = () => {
   const state = $("state");
   state.textContent = snapshot.state; state.className = "badge " + snapshot.state;
   $("facts").textContent = `version ${snapshot.version} · up ${span(snapshot.uptime)}`;
-  notice(snapshot.failure ? "Failed: " + snapshot.failure : "");
+  const broken = snapshot.sites.flatMap((site) => site.taps.filter((tap) => tap.failure && !tap.closed).map((tap) => [site, tap]))[0];
+  notice(snapshot.failure ? "Failed: " + snapshot.failure
+    : broken ? `Tap ${broken[1].tap} of ${visible(broken[0].site)}: ${broken[1].failure}; what it is given is dropped` : "");
   $("main").hidden = false; $("pause").hidden = false; $("door").hidden = true;
   const names = snapshot.sites.map((site) => site.site), select = $("site");
   if (names.length !== select.options.length || names.some((name, i) => select.options[i].value !== name)) {
