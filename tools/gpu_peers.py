@@ -9,8 +9,10 @@ is named with the reason under "skipped". Without a GPU (or with --tiny) a tiny 
 program works and says nothing about speed; the JSON says so.
 """
 import argparse
+import contextlib
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -69,7 +71,11 @@ def kron(torch, d, h, m, n, k, device, sparse_decoder):
 
 def sparsify_topk(torch, d, latents, k, device):
     """sparsify's TopK SAE with its own decoder (Triton where it has that), or raises with what is missing."""
-    import sparsify
+    if device != "cuda":
+        # Its Triton kernels need a GPU; it looks at this when it is imported.
+        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
+    with contextlib.redirect_stdout(sys.stderr):  # it says which decoder it takes
+        import sparsify
 
     config = getattr(sparsify, "SparseCoderConfig", None) or sparsify.SaeConfig
     coder = getattr(sparsify, "SparseCoder", None) or sparsify.Sae
