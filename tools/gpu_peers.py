@@ -4,8 +4,8 @@
     gpu_peers.py [--shape 2304,8192,2,4] [--k 50] [--batch 8192] [--steps 30] [--json FILE]
 
 Peers: the KronSAE of the paper's listing in eager PyTorch (every latent of every token is materialised), the same with a
-sparse decoder, and the TopK of as many latents of sparsify (the Python package eai-sparsify); all with bf16 autocast and torch's fused Adam. Who cannot be measured
-is named with the reason under "skipped". Without a GPU (or with --tiny) a tiny shape runs on the CPU: that shows that this
+sparse decoder, and the TopK of as many latents of sparsify (the Python package eai-sparsify); all with bf16 autocast and
+torch's fused Adam. Who cannot be measured is named with the reason under "skipped". Without a GPU (or with --tiny) a tiny shape runs on the CPU: that shows that this
 program works and says nothing about speed; the JSON says so.
 """
 import argparse
