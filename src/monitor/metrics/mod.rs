@@ -2,7 +2,7 @@
 //!
 //! A host that has a metrics endpoint of its own appends this text to it; [`serve`](super::serve) has one as well.
 //!
-//! How many series there are is bounded by configuration and never by what is served: per monitor 9; per site 21,
+//! How many series there are is bounded by configuration and never by what is served: per monitor 10; per site 22,
 //! one for each bound of each of its two histograms, two for each rule, and at most five for each watched latent. No request, position, token
 //! or text ever becomes a label. Label values longer than [`MOST_LABEL_BYTES`] are cut.
 //!
